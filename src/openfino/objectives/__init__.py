@@ -1,0 +1,1 @@
+"""The terms of the total loss, one file each, behind the interface of :mod:`openfino.objectives.base`."""
