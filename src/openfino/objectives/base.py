@@ -10,19 +10,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
-
-@dataclass(frozen=True)
-class FactorBatch:
-    """One factor's values for the images of a batch.
-
-    Attributes:
-        values: discrete: row of the vocabulary, int64 [B]; otherwise float32 [B, n], raw units for continuous
-            and vector, (sin, cos) for cyclic. Arbitrary (but finite, in range) where not valid.
-        valid: bool [B]; False where the manifest holds no value.
-    """
-
-    values: Tensor
-    valid: Tensor
+from openfino.factors.batch import FactorBatch as FactorBatch
 
 
 @dataclass

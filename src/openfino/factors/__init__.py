@@ -1,0 +1,1 @@
+"""What a metadata column means: specification, vocabulary and tensors of each factor."""
