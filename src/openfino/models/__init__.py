@@ -1,0 +1,1 @@
+"""Backbones, heads, channel expansion, the teacher's moving average, and how models are stored."""

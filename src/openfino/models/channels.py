@@ -1,0 +1,37 @@
+"""Patch embeddings for other channel counts than the pretrained one (fino.md section 4)."""
+
+import torch
+from torch import Tensor, nn
+from transformers import DINOv3ViTModel
+
+
+def expand_filters(filters: Tensor, channels: int) -> Tensor:
+    """Patch filters [D, C_old, p, p] for ``channels`` inputs [D, channels, p, p].
+
+    Old channels keep their filter and new ones get the mean filter; then everything is scaled by
+    C_old / channels, so that the response to a grey image (all channels equal) stays what it was. With fewer
+    channels than before no old channel has a claim to its filter: all get the mean.
+
+    Raises:
+        ValueError: if ``filters`` is not four-dimensional or ``channels`` is not positive.
+    """
+    if filters.ndim != 4 or channels < 1:
+        raise ValueError(f"cannot expand filters of shape {tuple(filters.shape)} to {channels} channels")
+    old = filters.shape[1]
+    if channels == old:
+        return filters.clone()
+    mean = filters.mean(dim=1, keepdim=True)
+    kept = filters if channels > old else filters[:, :0]
+    added = mean.expand(-1, channels - kept.shape[1], -1, -1)
+    return torch.cat([kept, added], dim=1) * (old / channels)
+
+
+def expand_channels(model: DINOv3ViTModel, channels: int) -> None:
+    """Replace the patch embedding of ``model`` in place by one for ``channels`` inputs."""
+    old = model.embeddings.patch_embeddings
+    new = nn.Conv2d(channels, old.out_channels, old.kernel_size, old.stride, bias=old.bias is not None)  # type: ignore[arg-type]
+    new.weight.data = expand_filters(old.weight.data, channels)
+    if old.bias is not None and new.bias is not None:
+        new.bias.data = old.bias.data.clone()
+    model.embeddings.patch_embeddings = new
+    model.config.num_channels = channels

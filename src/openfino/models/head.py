@@ -1,0 +1,37 @@
+"""DINO and iBOT projection heads (dinov3.md section 2.1)."""
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from openfino.recipe import HeadSettings
+
+
+class ProjectionHead(nn.Module):
+    """MLP -> bottleneck -> L2 normalisation -> bias-free linear map to the prototypes.
+
+    With ``unit_norm_prototypes`` every prototype is used at unit length, so that logits are cosines; that is what
+    lets a small run learn from its first steps. Without (the paper) the last layer is a plain linear map.
+    """
+
+    def __init__(self, embed_dim: int, settings: HeadSettings) -> None:
+        super().__init__()
+        widths = [embed_dim, *[settings.hidden] * (settings.layers - 1), settings.bottleneck]
+        layers: list[nn.Module] = []
+        for before, after in zip(widths[:-1], widths[1:], strict=True):
+            layers += [nn.Linear(before, after), nn.GELU()]
+        self.mlp = nn.Sequential(*layers[:-1])
+        self.last_layer = nn.Linear(settings.bottleneck, settings.prototypes, bias=False)
+        self.unit_norm_prototypes = settings.unit_norm_prototypes
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.trunc_normal_(module.weight, std=0.02)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+
+    def forward(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """``tokens`` [..., D] -> logits [..., K] and the bottleneck before its normalisation [..., b]."""
+        bottleneck = self.mlp(tokens)
+        weight = self.last_layer.weight
+        if self.unit_norm_prototypes:
+            weight = F.normalize(weight, dim=-1)
+        return F.linear(F.normalize(bottleneck, dim=-1), weight), bottleneck

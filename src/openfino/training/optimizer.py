@@ -1,0 +1,120 @@
+"""AdamW with layer-wise decay (dinov3.md section 3.1), stage freezing, and clipping over everything that trains."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from openfino.models.backbone import Backbone
+from openfino.recipe import TrainSettings
+
+TOKENS = ("cls_token", "register_tokens", "mask_token")
+
+
+@dataclass(frozen=True)
+class GroupKey:
+    """What the parameters of one optimizer group have in common."""
+
+    lr_multiplier: float
+    decays: bool
+    backbone: bool
+    last_layer: bool = False
+
+
+def decays(name: str, parameter: Tensor) -> bool:
+    """Whether weight decay applies: not to biases, norms, layer scale, nor the CLS, register and mask tokens.
+
+    The released code decays the tokens although its comment says otherwise (official-code.md B10).
+    """
+    return parameter.ndim > 1 and not name.endswith(TOKENS)
+
+
+def backbone_groups(backbone: Backbone, train: TrainSettings) -> Mapping[str, GroupKey]:
+    """Group of every backbone parameter: decay^(L + 1 - id), id 0 for embeddings, i + 1 for block i, L + 1 for the norm."""
+    depth = int(backbone.config.num_hidden_layers)
+    groups = {}
+    for name, parameter in backbone.named_parameters():
+        if "embeddings" in name:
+            layer = 0
+        elif ".layer." in name:
+            layer = int(name.split(".layer.")[1].split(".")[0]) + 1
+        else:
+            layer = depth + 1
+        multiplier = train.layer_decay ** (depth + 1 - layer)
+        if "patch_embeddings" in name:
+            multiplier *= train.patch_embedding_lr
+        groups[name] = GroupKey(multiplier, decays(name, parameter), backbone="patch_embeddings" not in name)
+    return groups
+
+
+def build_optimizer(modules: Mapping[str, nn.Module], train: TrainSettings) -> torch.optim.AdamW:
+    """One AdamW over all modules; each group remembers its multiplier and kind for :func:`set_rates`.
+
+    Args:
+        modules: named roots; a :class:`Backbone` gets layer-wise decay, all else multiplier 1.
+        train: the optimisation settings.
+    """
+    members: dict[GroupKey, list[nn.Parameter]] = {}
+    for module in modules.values():
+        keys = backbone_groups(module, train) if isinstance(module, Backbone) else {}
+        for name, parameter in module.named_parameters():
+            key = keys.get(name) or GroupKey(1.0, decays(name, parameter), False, "last_layer" in name)
+            members.setdefault(key, []).append(parameter)
+    groups = [
+        {
+            "params": parameters,
+            "weight_decay": train.weight_decay if key.decays else 0.0,
+            "lr_multiplier": key.lr_multiplier,
+            "backbone": key.backbone,
+            "last_layer": key.last_layer,
+        }
+        for key, parameters in members.items()
+    ]
+    on_gpu = any(parameter.is_cuda for group in groups for parameter in group["params"])  # type: ignore[attr-defined]
+    return torch.optim.AdamW(groups, lr=0.0, betas=train.betas, fused=True if on_gpu else None)
+
+
+def set_rates(
+    optimizer: torch.optim.Optimizer, lr: float, *, backbone_factor: float, last_layer_frozen: bool
+) -> None:
+    """Set this step's rates.
+
+    The ramp of the backbone scales the rate only; decoupled decay follows the rate, so it ramps linearly too
+    (the released code scales both and its decay ramps quadratically, official-code.md B11).
+    """
+    for group in optimizer.param_groups:
+        rate = lr * group["lr_multiplier"]
+        if group["backbone"]:
+            rate *= backbone_factor
+        if group["last_layer"] and last_layer_frozen:
+            rate = 0.0
+        group["lr"] = rate
+
+
+def freeze_for_stage(backbone: Backbone, train: TrainSettings, *, stage_one: bool) -> None:
+    """Set which backbone parameters take gradients.
+
+    Stage 1: the patch embedding only. Stage 2: everything, or the patch embedding, the last
+    ``trainable_blocks`` blocks and the final norm.
+    """
+    depth = int(backbone.config.num_hidden_layers)
+    first = 0 if train.trainable_blocks is None else depth - train.trainable_blocks
+    for name, parameter in backbone.named_parameters():
+        if "patch_embeddings" in name:
+            trains = True
+        elif stage_one:
+            trains = False
+        elif ".layer." in name:
+            trains = int(name.split(".layer.")[1].split(".")[0]) >= first
+        elif "embeddings" in name:
+            trains = train.trainable_blocks is None
+        else:
+            trains = True
+        parameter.requires_grad_(trains)
+
+
+def gradient_norm(parameters: Iterable[nn.Parameter]) -> Tensor:
+    """L2 norm over all gradients together; NaN or infinite if any of them is."""
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    return nn.utils.get_total_norm(gradients)
