@@ -45,7 +45,7 @@ class Term(nn.Module):
         self.base_weight = weight
 
     def weight(self, step: int) -> float:
-        """The factor of this term in the total loss at ``step``; constant unless a subclass says otherwise."""
+        """The factor of this term in the total loss at ``step``; constant unless overridden."""
         return self.base_weight
 
     def metrics(self) -> dict[str, Tensor]:

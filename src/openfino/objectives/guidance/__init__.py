@@ -1,0 +1,1 @@
+"""Guidance: the terms made from factors (prototypes, regression, reversal, balance)."""

@@ -1,0 +1,95 @@
+"""The total loss: the weighted sum of the terms that a recipe asks for (paper eq. 4)."""
+
+from collections.abc import Mapping, Sequence
+
+from torch import Tensor, nn
+
+from openfino.errors import OpenfinoError
+from openfino.factors.batch import FactorBatch
+from openfino.objectives.base import Term, Views
+from openfino.objectives.dino import DinoTerm
+from openfino.objectives.guidance.guidance import Guidance, GuidedFactor
+from openfino.objectives.ibot import IbotTerm
+from openfino.objectives.koleo import KoleoTerm
+from openfino.objectives.sigreg import SigregTerm
+from openfino.recipe import Recipe
+
+
+class Objective(nn.Module):
+    """A sum of terms.
+
+    Args:
+        terms: with distinct names; each owns its weight.
+    """
+
+    def __init__(self, terms: Sequence[Term]) -> None:
+        super().__init__()
+        self.terms = nn.ModuleDict({term.name: term for term in terms})
+
+    @property
+    def guidance(self) -> Guidance | None:
+        """The guidance term, if some factor guides the run."""
+        return next((term for term in self._terms() if isinstance(term, Guidance)), None)
+
+    def forward(self, views: Views) -> tuple[Tensor, dict[str, Tensor]]:
+        """The total, and each term's unweighted value (detached) by name.
+
+        On several ranks the mean over ranks of each is its value for the global batch.
+        """
+        values = {term.name: term(views) for term in self._terms()}
+        total = sum(term.weight(views.step) * values[term.name] for term in self._terms())
+        assert isinstance(total, Tensor)
+        return total, {name: value.detach() for name, value in values.items()}
+
+    def metrics(self) -> dict[str, Tensor]:
+        """What the terms have to say beside their values (see :meth:`Term.metrics`)."""
+        return {name: value for term in self._terms() for name, value in term.metrics().items()}
+
+    def commit(self, teacher_cls: Tensor, factors: Mapping[str, FactorBatch]) -> None:
+        """Move the state of guidance after an accepted optimizer step (see :meth:`Guidance.commit`)."""
+        if self.guidance is not None:
+            self.guidance.commit(teacher_cls, factors)
+
+    def _terms(self) -> list[Term]:
+        return [term for term in self.terms.values() if isinstance(term, Term)]
+
+
+def build_objective(recipe: Recipe, guided_factors: Mapping[str, GuidedFactor], embed_dim: int) -> Objective:
+    """The terms with a weight above zero, and guidance if some factor has one.
+
+    Args:
+        recipe: of the run.
+        guided_factors: informative and spurious factors by name.
+        embed_dim: width D of the backbone.
+
+    Raises:
+        OpenfinoError: if no term is left.
+    """
+    settings = recipe.objective
+    terms: list[Term] = [
+        DinoTerm(settings.dino.weight, settings.dino.student_temperature, settings.dino.local_weight),
+        IbotTerm(settings.ibot.weight, settings.ibot.student_temperature),
+        KoleoTerm(recipe.koleo_weight, settings.koleo.group_size),
+        SigregTerm(
+            recipe.sigreg_weight,
+            directions=settings.sigreg.directions,
+            knots=settings.sigreg.knots,
+            limit=settings.sigreg.range,
+            seed=recipe.seed,
+        ),
+    ]
+    terms = [term for term in terms if term.base_weight > 0]
+    weighted = {name: factor for name, factor in guided_factors.items() if factor.weight > 0}
+    if weighted:
+        guidance = Guidance(
+            weighted,
+            embed_dim,
+            settings.guidance,
+            seed=recipe.seed,
+            unfreeze_step=recipe.train.freeze_steps,
+            total_steps=recipe.train.steps,
+        )
+        terms.append(guidance)
+    if not terms:
+        raise OpenfinoError("the objective has no term: give some objective.*.weight a value above 0")
+    return Objective(terms)
