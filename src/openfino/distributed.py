@@ -22,6 +22,12 @@ class World:
     size: int = 1
     local_rank: int = 0
 
+    @classmethod
+    def from_environment(cls) -> "World":
+        """The world that ``torchrun`` announces, before the process group exists."""
+        rank, size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+        return cls(rank, size, int(os.environ.get("LOCAL_RANK", "0")))
+
     @property
     def is_main(self) -> bool:
         """Whether this process writes files and talks to the terminal."""
@@ -38,7 +44,7 @@ def current_world() -> World:
 def join_world(device: torch.device) -> World:
     """Initialise the process group when started by ``torchrun``; else do nothing."""
     if "WORLD_SIZE" in os.environ and "RANK" in os.environ and not dist.is_initialized():
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
     return current_world()
 
 
@@ -46,6 +52,12 @@ def leave_world() -> None:
     """Destroy the process group, if any."""
     if dist.is_available() and dist.is_initialized():
         dist.destroy_process_group()
+
+
+def barrier() -> None:
+    """Wait for all ranks; returns at once on one."""
+    if current_world().size > 1:
+        dist.barrier()
 
 
 def sum_over_ranks(value: Tensor) -> Tensor:

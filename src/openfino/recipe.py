@@ -149,7 +149,7 @@ class TemperatureSettings(Section):
 class DinoSettings(Section):
     """DINO term (dinov3.md 2.3)."""
 
-    weight: Weight = 1.0
+    weight: Annotated[float, Field(gt=0)] = 1.0
     student_temperature: Annotated[float, Field(gt=0)] = 0.1
     local_weight: Weight = 1.0
     head: HeadSettings = HeadSettings()

@@ -1,7 +1,9 @@
 """One factor's values for the images of a batch: what terms receive."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 
@@ -18,3 +20,13 @@ class FactorBatch:
 
     values: Tensor
     valid: Tensor
+
+    def to(self, device: torch.device) -> "FactorBatch":
+        """The same values on ``device``."""
+        return FactorBatch(self.values.to(device), self.valid.to(device))
+
+    @classmethod
+    def cat(cls, pieces: Sequence["FactorBatch"]) -> "FactorBatch":
+        """Join the pieces of one batch, in order."""
+        values = torch.cat([piece.values for piece in pieces])
+        return cls(values, torch.cat([piece.valid for piece in pieces]))

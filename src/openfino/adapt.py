@@ -1,0 +1,303 @@
+"""``openfino adapt``: from a recipe to an adapted backbone in a run folder.
+
+This file builds the parts in the order of the flow (manifest, factors, images, models, objective) and hands them
+to :func:`openfino.training.loop.train`.
+"""
+
+import json
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from openfino.distributed import World, barrier, join_world
+from openfino.errors import OpenfinoError
+from openfino.factors.encode import EncodedFactor, Vocabulary, load_vocabularies, save_vocabularies
+from openfino.images.loader import build_loader
+from openfino.images.preprocess import Preprocessing
+from openfino.keyed import Purpose, keyed_seed
+from openfino.models.backbone import Backbone, LoadReport, fit_channels, pretrained_backbone, random_backbone
+from openfino.models.drop_path import install_drop_path
+from openfino.models.ema import make_teacher
+from openfino.models.licence import licence_of
+from openfino.models.store import LoadedModel, model_folder, quiet_transformers, save_backbone
+from openfino.objectives.guidance.guidance import GuidedFactor
+from openfino.objectives.objective import build_objective
+from openfino.preflight import Preflight, encode_factors, preflight
+from openfino.progress_probe import Prober
+from openfino.recipe import Recipe
+from openfino.runfolder import claim_folder, describe_environment
+from openfino.training.checkpoint import load_checkpoint
+from openfino.training.logging import RunLog
+from openfino.training.loop import Run, restore_run, train
+from openfino.training.optimizer import build_optimizer
+from openfino.training.schedules import Schedules
+from openfino.training.step import Student, TrainableModel
+
+VOCABULARY_FILE = "factors.json"
+SUMMARY_FILE = "summary.json"
+
+
+def adapt(
+    recipe: Recipe, *, resume: bool = False, overwrite: bool = False, console: Console | None = None
+) -> dict[str, Any]:
+    """Run ``recipe`` and return the content of its ``summary.json``.
+
+    Under ``torchrun`` every process calls this; the main one writes.
+
+    Raises:
+        OpenfinoError: whatever the user can mend, before training where possible.
+    """
+    device = choose_device(recipe.train.device)
+    if recipe.train.threads:
+        torch.set_num_threads(recipe.train.threads)
+    world = join_world(device)
+    console = console or Console()
+    say = console.print if world.is_main else _silent
+    started = time.perf_counter()
+
+    # Table, factors and sizes: everything that can be refused is refused here.
+    ready = preflight(recipe)
+    if recipe.train.batch_size % world.size:
+        raise OpenfinoError(
+            f"train.batch_size {recipe.train.batch_size} is not divisible by the {world.size} processes"
+        )
+    checkpoint = claim_folder(recipe, resume=resume, overwrite=overwrite) if world.is_main else None
+    barrier()
+    checkpoint = _agree_on_checkpoint(recipe, checkpoint, world, resume=resume)
+    tensors, state = load_checkpoint(checkpoint) if checkpoint else ({}, {"step": 0})
+    factors, vocabularies = _factors(recipe, ready, resume=checkpoint is not None)
+    say(describe(recipe, ready, factors), highlight=False)
+
+    # Models, objective, optimizer.
+    backbone, report = starting_backbone(recipe, ready.channels)
+    say(str(report), highlight=False)
+    preprocessing = Preprocessing(
+        size=recipe.views.global_size, normalization=recipe.images.normalization, channels=ready.channels
+    )
+    run = build_run(recipe, backbone, factors, vocabularies, device, world)
+    provenance = describe_provenance(recipe, ready, vocabularies, backbone)
+    prober = Prober(recipe, ready.manifest, preprocessing, provenance, device)
+    if world.is_main:
+        save_vocabularies(recipe.out / VOCABULARY_FILE, vocabularies)
+        environment = describe_environment(device)
+        (recipe.out / "environment.json").write_text(json.dumps(environment, indent=1), encoding="utf-8")
+        if recipe.probe.label:
+            prober.start(run.teacher.backbone, state["step"])
+            say(prober.describe_baseline(), highlight=False)
+    if tensors:
+        restore_run(run, tensors, state)
+        say(f"resuming at step {run.step} of {recipe.train.steps}", highlight=False)
+    if recipe.train.compile:
+        for model in (run.model.student.backbone.model, run.teacher.backbone.model):
+            for layer in model.model.layer:
+                layer.compile()
+
+    # Train.
+    def save_model(step: int) -> None:
+        if world.is_main:
+            facts = {**provenance, "steps": step, "probes": prober.before_and_after()}
+            save_backbone(recipe.out / "model", run.teacher.backbone, preprocessing, facts)
+
+    def probe_now(step: int) -> Mapping[str, float]:
+        metrics = prober.probe(run.teacher.backbone, step) if world.is_main else {}
+        barrier()
+        return metrics
+
+    run.on_checkpoint = save_model
+    run.on_probe = probe_now if recipe.probe.label else None
+    log = RunLog(
+        recipe.out, start_step=run.step, total_steps=recipe.train.steps, console=console, active=world.is_main
+    )
+    with log:
+        run.log = log
+        train(run, _batches(recipe, ready, run, world))
+
+    # Report.
+    if world.is_main and recipe.probe.label:
+        prober.probe(run.teacher.backbone, run.step)
+        save_model(run.step)
+        say(prober.table())
+    summary = {
+        "steps": run.step,
+        "images_seen": run.step * recipe.train.batch_size,
+        "seconds": round(time.perf_counter() - started, 1),
+        "skipped_steps": run.skipped,
+        "unreadable_rows": sorted(run.unreadable),
+        "weights": {"source": report.source, "matched": report.matched, "total": report.total},
+        **{key: provenance[key] for key in ("parent", "factors", "images")},
+        "probes": prober.before_and_after(),
+        "model": str(recipe.out / ("best" if (recipe.out / "best").is_dir() else "model")),
+    }
+    if world.is_main:
+        (recipe.out / SUMMARY_FILE).write_text(json.dumps(summary, indent=1), encoding="utf-8")
+        say(_closing_words(summary), highlight=False)
+    return summary
+
+
+def choose_device(name: str) -> torch.device:
+    """``auto``: this process's GPU if there is one, else the CPU.
+
+    Raises:
+        OpenfinoError: if the named device is not there.
+    """
+    if name == "auto":
+        name = f"cuda:{World.from_environment().local_rank}" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise OpenfinoError(f"train.device: {name!r} is no device; write auto, cpu or cuda") from None
+    if device.type == "cuda":
+        if not torch.cuda.is_available():
+            raise OpenfinoError("train.device: cuda was asked for but this machine has none; write auto or cpu")
+        device = torch.device("cuda", device.index or World.from_environment().local_rank)
+        torch.cuda.set_device(device)
+    return device
+
+
+def starting_backbone(recipe: Recipe, channels: list[str]) -> tuple[Backbone, LoadReport]:
+    """The backbone of the recipe, with its patch embedding fitted to the channels."""
+    if recipe.model.config is not None:
+        seed = keyed_seed(recipe.seed, Purpose.INIT, 0)
+        backbone = random_backbone(recipe.model.config, len(channels), seed)
+        total = sum(parameter.numel() for parameter in backbone.parameters())
+        return backbone, LoadReport("random initialisation (model.config)", total, total, [], [], [])
+    source = str(recipe.model.source)
+    with quiet_transformers():
+        backbone, report = pretrained_backbone(
+            str(model_folder(source) or source), allow_partial=recipe.model.allow_partial
+        )
+    return backbone, fit_channels(backbone, report, len(channels))
+
+
+def build_run(
+    recipe: Recipe,
+    backbone: Backbone,
+    factors: Mapping[str, EncodedFactor],
+    vocabularies: Mapping[str, Vocabulary],
+    device: torch.device,
+    world: World,
+) -> Run:
+    """Student, teacher, objective and optimizer, with every random weight drawn from the recipe's seed."""
+    install_drop_path(backbone.model, recipe.train.drop_path)
+    guided = [
+        GuidedFactor(
+            name=name,
+            role=factor.spec.role,
+            kind=factor.spec.kind,
+            size=factor.target_size,
+            output=factor.spec.output,
+            weight=factor.spec.weight,
+        )
+        for name, factor in factors.items()
+        if factor.spec.role != "watched"
+    ]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(keyed_seed(recipe.seed, Purpose.INIT, 1))
+        student = Student(backbone, recipe.objective)
+        objective = build_objective(recipe, guided, backbone.embed_dim)
+    model = TrainableModel(student, objective, recipe.seed).to(device).train()
+    teacher = make_teacher(student)
+    if recipe.train.activation_checkpointing:
+        backbone.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    modules: dict[str, torch.nn.Module] = {"backbone": backbone, "objective": objective}
+    modules |= {name: head for name, head in student.named_children() if name != "backbone"}
+    return Run(
+        recipe=recipe,
+        model=model,
+        teacher=teacher,
+        optimizer=build_optimizer(modules, recipe.train),
+        schedules=Schedules(recipe.train, recipe.objective.teacher_temperature),
+        factors={name: factors[name] for name in (factor.name for factor in guided)},
+        device=device,
+        world=world,
+    )
+
+
+def describe_provenance(
+    recipe: Recipe, ready: Preflight, vocabularies: Mapping[str, Vocabulary], backbone: Backbone
+) -> dict[str, Any]:
+    """Facts for the model card."""
+    source = recipe.model.source
+    return {
+        "source": source or "random weights",
+        "parent": {"source": source, "licence": licence_of(source, backbone.config)},
+        "factors": {name: {"role": spec.role, "kind": spec.kind} for name, spec in ready.specs.items()},
+        "images": len(ready.rows),
+        "recipe": recipe.model_dump(mode="json"),
+    }
+
+
+def describe(recipe: Recipe, ready: Preflight, factors: Mapping[str, EncodedFactor]) -> str:
+    """What the run is about to do, in a few lines."""
+    lines = [
+        f"{len(ready.rows):,} of {len(ready.manifest):,} images train, {len(ready.channels)} channels "
+        f"({', '.join(ready.channels)})"
+    ]
+    for name, factor in factors.items():
+        valid = factor.valid[torch.from_numpy(ready.rows)].float().mean().item()
+        line = f"  {name}: {factor.spec.role}, {factor.spec.kind}, {valid:.0%} of the rows have a value"
+        if factor.unseen:
+            line += f", {factor.unseen} rows outside training hold unseen values (masked)"
+        lines.append(f"{line}. {ready.reasons.get(name, '')}")
+    terms = {
+        "dino": recipe.objective.dino.weight,
+        "ibot": recipe.objective.ibot.weight,
+        "koleo": recipe.koleo_weight,
+        "sigreg": recipe.sigreg_weight,
+    }
+    lines.append("terms: " + ", ".join(f"{name} {weight:g}" for name, weight in terms.items() if weight > 0))
+    return "\n".join(lines)
+
+
+def _batches(recipe: Recipe, ready: Preflight, run: Run, world: World) -> Any:
+    return build_loader(
+        ready.manifest,
+        ready.rows,
+        images=recipe.images,
+        views=recipe.views,
+        ibot=recipe.objective.ibot,
+        channels=ready.channels,
+        patch_size=ready.patch_size,
+        seed=recipe.seed,
+        start_step=run.step,
+        stop_step=recipe.train.steps,
+        batch_size=recipe.train.batch_size,
+        rank=world.rank,
+        world_size=world.size,
+        workers=recipe.train.workers,
+        pin_memory=run.device.type == "cuda",
+    )
+
+
+def _agree_on_checkpoint(recipe: Recipe, found: Path | None, world: World, *, resume: bool) -> Path | None:
+    """Every process takes the checkpoint that the main one found."""
+    if world.size == 1 or not resume:
+        return found
+    box = [str(found) if found else None]
+    torch.distributed.broadcast_object_list(box, src=0)
+    return Path(box[0]) if box[0] else None
+
+
+def _factors(
+    recipe: Recipe, ready: Preflight, *, resume: bool
+) -> tuple[dict[str, EncodedFactor], dict[str, Vocabulary]]:
+    path = recipe.out / VOCABULARY_FILE
+    stored = load_vocabularies(path) if resume and path.is_file() else None
+    return encode_factors(ready, stored)
+
+
+def _closing_words(summary: Mapping[str, Any]) -> str:
+    words = f"done: {summary['steps']} steps, {summary['images_seen']:,} images, {summary['seconds']:.0f} s"
+    if summary["skipped_steps"]:
+        words += f"; {summary['skipped_steps']} steps skipped for non-finite values"
+    if summary["unreadable_rows"]:
+        words += f"; {len(summary['unreadable_rows'])} images could not be read and were replaced"
+    return f"{words}. Model: {summary['model']}"
+
+
+def _silent(*_: Any, **__: Any) -> None:
+    """What processes other than the main one say."""

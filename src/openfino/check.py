@@ -1,0 +1,37 @@
+"""``openfino check``: every problem of a manifest, or of a whole recipe, at once."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from openfino.errors import InputProblemsError, Problem
+from openfino.manifest import check_manifest, read_manifest
+from openfino.preflight import preflight
+from openfino.recipe import load_recipe
+
+
+def check_source(source: Path, overrides: Sequence[str] = (), *, decode: bool = False) -> tuple[list[Problem], str]:
+    """Problems of ``source`` and a line that describes it.
+
+    Args:
+        source: a recipe (.yaml, .yml), else a manifest or a folder of images.
+        overrides: ``key=value`` laid over a recipe.
+        decode: read every image to its end instead of looking whether the file is there.
+    """
+    level = "decode" if decode else "exist"
+    if source.suffix.lower() not in (".yaml", ".yml"):
+        manifest = read_manifest(source)
+        problems = check_manifest(manifest, factors={}, required_columns={}, read_images=level)
+        return problems, f"{source}: {len(manifest):,} rows, {len(manifest.table.columns)} columns"
+    recipe = load_recipe(source, overrides)
+    try:
+        ready = preflight(recipe)
+    except InputProblemsError as error:
+        return error.problems, f"{source}: manifest {recipe.manifest}"
+    lines = [f"{source}: {len(ready.rows):,} of {len(ready.manifest):,} rows train; {', '.join(ready.channels)}"]
+    lines += [f"  {name}: {spec.role}, {spec.kind}. {ready.reasons[name]}" for name, spec in ready.specs.items()]
+    problems = []
+    if decode:
+        problems = check_manifest(
+            ready.manifest, factors=recipe.factors, required_columns={}, read_images="decode"
+        )
+    return problems, "\n".join(lines)

@@ -1,0 +1,189 @@
+"""The command line. Heavy packages are imported inside the commands, so that ``--help`` answers at once."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from openfino.errors import OpenfinoError
+
+app = typer.Typer(
+    help="Adapt pretrained vision transformers to specialised images, guided by the metadata they already carry.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what an earlier call wrote there.")]
+Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
+BatchSize = Annotated[int, typer.Option(min=1, help="Images per forward pass.")]
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for data, runs, report and results.json.")] = Path("demo"),
+    overwrite: Overwrite = False,
+    seed: Annotated[int, typer.Option(help="Seed of the training arms.")] = 0,
+) -> None:
+    """See the whole thing work on a drawn data set, in minutes on two CPU cores."""
+    from openfino.demo import run_demo
+
+    run_demo(out, overwrite=overwrite, seed=seed)
+
+
+@app.command()
+def sample(
+    out: Annotated[Path, typer.Argument(help="Folder for images and manifest.csv.")],
+    images: Annotated[int, typer.Option(min=20, help="How many images.")] = 2400,
+    size: Annotated[int, typer.Option(min=16, help="Side of an image in pixels.")] = 64,
+    seed: int = 0,
+    overwrite: Overwrite = False,
+) -> None:
+    """Draw the sample data set: four-channel fluorescence images with batch effects, and their table."""
+    from openfino.sampledata import draw_sample
+
+    manifest = draw_sample(out, images=images, size=size, seed=seed, overwrite=overwrite)
+    typer.echo(f"wrote {manifest}")
+
+
+@app.command()
+def check(
+    recipe: Annotated[Path, typer.Argument(help="A recipe (.yaml), or a manifest.")],
+    overrides: Annotated[list[str] | None, typer.Argument(help="key=value, laid over the recipe.")] = None,
+    decode: Annotated[bool, typer.Option("--decode", help="Read every image to the end (slow).")] = False,
+    as_json: Json = False,
+) -> None:
+    """List every problem of a table, its files and its factors at once. Exit code 1 if there are any."""
+    from openfino.check import check_source
+
+    problems, summary = check_source(recipe, overrides or [], decode=decode)
+    if as_json:
+        listed = [{"where": item.where, "what": item.what, "remedy": item.remedy} for item in problems]
+        typer.echo(json.dumps({"summary": summary, "problems": listed}, indent=1))
+    else:
+        typer.echo(summary)
+        for number, problem in enumerate(problems, start=1):
+            typer.echo(f"  {number}. {problem}")
+        typer.echo(f"{len(problems)} problems" if problems else "no problems")
+    if problems:
+        raise typer.Exit(1)
+
+
+@app.command()
+def adapt(
+    recipe: Annotated[Path, typer.Argument(help="The recipe (.yaml).")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="key=value, laid over the recipe: train.steps=100 factors.plate=spurious")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the run in the folder, if there is one.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Delete the run in the folder and start anew.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Adapt a backbone to the images of a manifest. Also starts under torchrun."""
+    from rich.console import Console
+
+    from openfino.adapt import adapt as run_adapt
+    from openfino.distributed import current_world, leave_world
+    from openfino.recipe import load_recipe
+
+    try:
+        console = Console(stderr=as_json)
+        summary = run_adapt(load_recipe(recipe, overrides or []), resume=resume, overwrite=overwrite, console=console)
+        if as_json and current_world().is_main:
+            typer.echo(json.dumps(summary, indent=1))
+    finally:
+        leave_world()
+
+
+@app.command()
+def probe(
+    model: Annotated[str, typer.Argument(help="A run, a model folder or a hub name.")],
+    manifest: Annotated[Path, typer.Option(help="The table.")],
+    label: Annotated[str, typer.Option(help="Column with the task label.")],
+    split: Annotated[str, typer.Option(help="Column that names the split of each row.")] = "split",
+    train: Annotated[str, typer.Option(help="Split on which probes are fitted.")] = "train",
+    test: Annotated[list[str] | None, typer.Option(help="Split to score; may be repeated. Default: all others.")] = None,
+    group: Annotated[str | None, typer.Option(help="Column for worst-group accuracy.")] = None,
+    leakage: Annotated[list[str] | None, typer.Option(help="Factor to read from the features; may be repeated.")] = None,
+    k: Annotated[int, typer.Option(min=1, help="Neighbours of kNN.")] = 20,
+    batch_size: BatchSize = 64,
+    device: Device = "auto",
+    as_json: Json = False,
+) -> None:
+    """Measure frozen features: kNN and linear probes, in and out of distribution, and what leaks."""
+    from openfino.evaluation.command import probe_command
+
+    report = probe_command(
+        model,
+        manifest,
+        label=label,
+        split=split,
+        train=train,
+        tests=test or [],
+        group=group,
+        leakage=leakage or [],
+        k=k,
+        batch_size=batch_size,
+        device=device,
+    )
+    typer.echo(json.dumps(report.to_json(), indent=1) if as_json else report.table())
+
+
+@app.command()
+def embed(
+    model: Annotated[str, typer.Argument(help="A run, a model folder or a hub name.")],
+    manifest: Annotated[Path, typer.Argument(help="The table, or a folder of images.")],
+    out: Annotated[Path, typer.Option(help="The Parquet file to write.")],
+    patches: Annotated[bool, typer.Option("--patches", help="Write patch tokens too.")] = False,
+    batch_size: BatchSize = 64,
+    device: Device = "auto",
+    overwrite: Overwrite = False,
+) -> None:
+    """Write features as Parquet: every column of the manifest, CLS and mean of the patches."""
+    from openfino.evaluation.command import embed_command
+
+    typer.echo(
+        embed_command(
+            model, manifest, out, patches=patches, batch_size=batch_size, device=device, overwrite=overwrite
+        )
+    )
+
+
+@app.command()
+def export(
+    source: Annotated[Path, typer.Argument(help="A run or a model folder.")],
+    out: Annotated[Path, typer.Option(help="The folder to write.")],
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+) -> None:
+    """Write the adapted backbone as a Hugging Face folder with a model card, and check it."""
+    from openfino.export import export_huggingface
+
+    report = export_huggingface(source, out, overwrite=overwrite)
+    typer.echo(json.dumps(report.to_json(), indent=1) if as_json else str(report))
+
+
+@app.callback(invoke_without_command=True)
+def root(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    """Options before any command."""
+    if version:
+        from openfino import __version__
+
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+def main(arguments: list[str] | None = None) -> Any:
+    """Entry point: user errors become one message on standard error and exit code 2."""
+    try:
+        return app(args=arguments)
+    except OpenfinoError as error:
+        typer.echo(f"error: {error}", err=True)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,165 @@
+"""Everything that is checked before the first step, all problems at once.
+
+Bad input never costs a run: what is wrong with the table, the files, the factors and the sizes is found here.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from transformers import DINOv3ViTConfig
+
+from openfino.errors import InputProblemsError, OpenfinoError, Problem
+from openfino.factors.encode import (
+    EncodedFactor,
+    Vocabulary,
+    encode,
+    fit_vocabulary,
+)
+from openfino.factors.spec import FactorSpec, resolve_specs
+from openfino.images.read import count_channels
+from openfino.manifest import Manifest, check_manifest, read_manifest
+from openfino.models.backbone import backbone_config
+from openfino.models.store import model_folder
+from openfino.recipe import GivenNormalization, Recipe
+
+
+@dataclass(frozen=True)
+class Preflight:
+    """What a checked recipe resolves to."""
+
+    manifest: Manifest
+    rows: np.ndarray  # the rows that train, int64
+    channels: list[str]
+    patch_size: int
+    specs: dict[str, FactorSpec]
+    reasons: dict[str, str]  # why each factor has its kind
+
+
+def preflight(recipe: Recipe) -> Preflight:
+    """Read and check everything a run stands on.
+
+    Raises:
+        OpenfinoError: if the manifest cannot be read at all.
+        InputProblemsError: with every problem found.
+    """
+    manifest = read_manifest(recipe.manifest, path_columns=recipe.images.path_columns, missing=recipe.missing)
+    problems = check_manifest(
+        manifest, factors=recipe.factors, required_columns=_required_columns(recipe), read_images="exist"
+    )
+    rows = _training_rows(recipe, manifest, problems)
+    channels = _channels(recipe, manifest, problems)
+    patch_size = _patch_size(recipe, problems)
+    problems += _size_problems(recipe, patch_size) + _budget_problems(recipe, len(rows))
+    if problems:
+        raise InputProblemsError(problems)
+    specs, reasons = resolve_specs(manifest, recipe.factors)
+    return Preflight(manifest, rows, channels, patch_size, specs, reasons)
+
+
+def encode_factors(
+    ready: Preflight, stored: Mapping[str, Vocabulary] | None
+) -> tuple[dict[str, EncodedFactor], dict[str, Vocabulary]]:
+    """Encode every factor for every row; vocabularies come from the training rows.
+
+    With ``stored`` vocabularies (a resumed run) old values keep their place and new ones are appended.
+    """
+    table = ready.manifest.table
+    training = table[ready.rows.tolist()] if len(ready.rows) < len(ready.manifest) else table
+    encoded, vocabularies = {}, {}
+    for name, spec in ready.specs.items():
+        if stored is not None and name in stored:
+            vocabulary = stored[name].extended(training, spec)
+        else:
+            vocabulary = fit_vocabulary(training, spec)
+        vocabularies[name] = vocabulary
+        encoded[name] = encode(table, spec, vocabulary)
+    return encoded, vocabularies
+
+
+def _required_columns(recipe: Recipe) -> dict[str, str]:
+    probe = recipe.probe
+    asked = {"probe.label": probe.label, "probe.split": probe.split, "probe.group": probe.group}
+    return {column: key for key, column in asked.items() if column is not None}
+
+
+def _training_rows(recipe: Recipe, manifest: Manifest, problems: list[Problem]) -> np.ndarray:
+    split = recipe.probe.split
+    if recipe.train_split is None or split is None or split not in manifest.table.columns:
+        return np.arange(len(manifest))
+    rows = manifest.rows_where(split, recipe.train_split)
+    if len(rows) == 0:
+        present = sorted(map(str, manifest.table[split].drop_nulls().unique().to_list()))[:10]
+        what = f"no row of column {split!r} is one of {recipe.train_split}"
+        problems.append(Problem("train_split", what, f"The column holds {', '.join(present)}"))
+    return rows
+
+
+def _channels(recipe: Recipe, manifest: Manifest, problems: list[Problem]) -> list[str]:
+    """Channel names: the given ones, checked against the first readable image."""
+    given = recipe.images.channels
+    count = None
+    for row in range(min(len(manifest), 20)):
+        try:
+            count = count_channels(manifest.paths(row))
+            break
+        except (OpenfinoError, OSError):
+            continue  # unreadable files are reported one by one elsewhere
+    if count is None:
+        if len(manifest):
+            problems.append(Problem("images", "none of the first 20 images can be read", "See the list above"))
+        return list(given or [])
+    if given is not None and len(given) != count:
+        what = f"{len(given)} names are given but the images have {count} channels"
+        problems.append(Problem("images.channels", what, "Name every channel once"))
+    names = list(given or (f"channel_{index}" for index in range(count)))
+    normalization = recipe.images.normalization
+    if normalization == "imagenet" and count != 3:
+        what = f"'imagenet' is for 3 channels; these images have {count}"
+        problems.append(Problem("images.normalization", what, "Write normalization: zscore, or give mean and std"))
+    if isinstance(normalization, GivenNormalization):
+        for key in ("mean", "std"):
+            if len(getattr(normalization, key)) != count:
+                what = f"{len(getattr(normalization, key))} values for {count} channels"
+                problems.append(Problem(f"images.normalization.{key}", what, "Give one per channel"))
+    protein = recipe.views.protein_channel
+    if protein is not None and protein not in names:
+        what = f"there is no channel {protein!r}"
+        problems.append(Problem("views.protein_channel", what, f"The channels are {', '.join(names)}"))
+    return names
+
+
+def _patch_size(recipe: Recipe, problems: list[Problem]) -> int:
+    try:
+        if recipe.model.config is not None:
+            return int(backbone_config(recipe.model.config, 3).patch_size)  # type: ignore[arg-type]
+        source = str(recipe.model.source)
+        config = DINOv3ViTConfig.from_pretrained(str(model_folder(source) or source))
+        return int(config.patch_size)  # type: ignore[arg-type]
+    except OpenfinoError as error:
+        problems.append(Problem("model", str(error), "See model in the recipe"))
+    except (OSError, ValueError) as error:
+        remedy = "Give a folder with config.json, a hub name that this machine can reach, or model.config"
+        problems.append(Problem("model.source", f"cannot read {recipe.model.source!r}: {error}", remedy))
+    return 0
+
+
+def _size_problems(recipe: Recipe, patch_size: int) -> list[Problem]:
+    """Crops must be whole numbers of patches."""
+    problems = []
+    for name in ("global_size", "local_size") if patch_size else ():
+        size = getattr(recipe.views, name)
+        if any(side % patch_size or side <= 0 for side in size):
+            fitting = [max(round(side / patch_size), 1) * patch_size for side in size]
+            what = f"{size[0]} x {size[1]} is not divisible by the patch size {patch_size}"
+            problems.append(Problem(f"views.{name}", what, f"Write {name}: [{fitting[0]}, {fitting[1]}]"))
+    return problems
+
+
+def _budget_problems(recipe: Recipe, rows: int) -> list[Problem]:
+    problems = []
+    if rows == 1:
+        problems.append(Problem("manifest", "only one image trains", "Self-supervision needs many"))
+    if recipe.train.batch_size < 2:
+        problems.append(Problem("train.batch_size", "1 image per step", "Give at least 2; the terms compare images"))
+    return problems

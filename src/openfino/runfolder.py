@@ -1,0 +1,101 @@
+"""The folder of a run: who may write into it, and what is written there once.
+
+``recipe.yaml`` (resolved), ``environment.json``, ``factors.json``, ``metrics.jsonl``, ``probes.jsonl``,
+``checkpoints/``, ``tensorboard/``, ``model/`` (the teacher's backbone at the last checkpoint), ``best/`` (the best by
+the probe, if a validation split is named), ``summary.json`` at the end.
+"""
+
+import importlib.metadata
+import platform
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+import openfino
+from openfino.errors import OpenfinoError
+from openfino.recipe import Recipe, dump_recipe
+from openfino.training.checkpoint import list_checkpoints
+
+RECIPE_FILE = "recipe.yaml"
+# Keys that may differ when a run is resumed: they change neither what is drawn nor what is learned.
+FREE_ON_RESUME = {
+    "out",
+    "manifest",
+    "train.workers",
+    "train.threads",
+    "train.log_every",
+    "train.checkpoint_every",
+    "train.keep_checkpoints",
+    "train.device",
+    "probe.every",
+}
+
+
+def claim_folder(recipe: Recipe, *, resume: bool, overwrite: bool) -> Path | None:
+    """Make the run folder ready and write the recipe; returns the checkpoint to continue from, if any.
+
+    Raises:
+        OpenfinoError: if the folder is not empty and neither ``resume`` nor ``overwrite`` is set, if it is not a run
+            folder, or if the recipe differs from the one being resumed.
+    """
+    folder = recipe.out
+    occupied = folder.exists() and any(folder.iterdir())
+    is_run = (folder / RECIPE_FILE).is_file()
+    checkpoint = None
+    if occupied and not is_run:
+        raise OpenfinoError(
+            f"out: {folder} is not empty and is not a run of openfino; nothing in it was touched. Choose another folder"
+        )
+    if occupied and not (resume or overwrite):
+        raise OpenfinoError(
+            f"out: {folder} already holds a run. Write --resume to continue it, --overwrite to start it anew, or choose "
+            "another folder"
+        )
+    if occupied and overwrite and not resume:
+        shutil.rmtree(folder)
+    elif occupied:
+        _refuse_other_recipe(recipe, yaml.safe_load((folder / RECIPE_FILE).read_text(encoding="utf-8")))
+        checkpoint = (list_checkpoints(folder / "checkpoints") or [None])[-1]
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / RECIPE_FILE).write_text(dump_recipe(recipe), encoding="utf-8")
+    return checkpoint
+
+
+def _refuse_other_recipe(recipe: Recipe, stored: dict[str, Any]) -> None:
+    before, now = _flatten(stored), _flatten(recipe.model_dump(mode="json"))
+    free = set(FREE_ON_RESUME)
+    if recipe.train.schedule == "constant" and recipe.train.steps >= before.get("train.steps", 0):
+        free.add("train.steps")  # constant schedules may be extended
+    changed = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key) and key not in free]
+    if changed:
+        shown = ", ".join(f"{key} ({before.get(key)} -> {now.get(key)})" for key in changed[:10])
+        raise OpenfinoError(
+            f"cannot resume {recipe.out}: the recipe differs in {shown}. Put these back, or start a new run in another folder"
+        )
+
+
+def _flatten(value: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(value, dict) or not value:
+        return {prefix: value}
+    flat: dict[str, Any] = {}
+    for key, item in value.items():
+        flat |= _flatten(item, f"{prefix}.{key}" if prefix else str(key))
+    return flat
+
+
+def describe_environment(device: torch.device) -> dict[str, Any]:
+    """Versions and hardware, for the record."""
+    packages = ("torch", "transformers", "numpy", "polars", "scikit-learn")
+    return {
+        "openfino": openfino.__version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "command": sys.argv,
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        "threads": torch.get_num_threads(),
+        "packages": {name: importlib.metadata.version(name) for name in packages},
+    }
