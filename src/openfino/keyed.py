@@ -24,6 +24,7 @@ class Purpose(IntEnum):
     INIT = 9
     SAMPLE = 10
     PROBE = 11
+    REPLACEMENT = 12
 
 
 def keyed_generator(*key: int) -> np.random.Generator:

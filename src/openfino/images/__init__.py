@@ -1,0 +1,1 @@
+"""From image files to views: reading, crops, photometric operations, masks, the loader."""

@@ -1,0 +1,410 @@
+"""Batches of views: one item of the stream is one rank's whole batch of one step (DESIGN decisions 8 and 9).
+
+Workers decode each image once, cut all its crops, draw its photometric parameters and its masks. Everything
+is keyed by (seed, epoch, row) or (seed, step, slot), so batches do not depend on the number of workers, the
+step a run starts from, or the number of ranks.
+"""
+
+import multiprocessing
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from polars import CompatLevel
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from openfino.errors import OpenfinoError
+from openfino.images.crops import as_source, cut, sample_crop_box, sample_turn
+from openfino.images.masks import block_mask, mask_plan
+from openfino.images.normalize import channel_statistics, normalize
+from openfino.images.photometric import CropKind, apply_photometric, draw_parameters
+from openfino.images.preprocess import require_channels
+from openfino.images.read import ImageReadError, read_image
+from openfino.keyed import Purpose, keyed_generator
+from openfino.recipe import IbotSettings, ImageSettings, Normalization, ViewSettings
+
+if TYPE_CHECKING:
+    from openfino.manifest import Manifest
+
+_ATTEMPTS = 10
+_PREFETCH = 2
+
+
+@dataclass
+class ViewBatch:
+    """The views of one rank's images in one step.
+
+    Attributes:
+        step: the step of the run.
+        rows: manifest rows really used, int64 [B].
+        global_crops: [2, B, C, Hg, Wg], uint8 or float32 in [0, 1].
+        local_crops: [N, B, C, Hl, Wl], of the same type.
+        masks: bool [2, B, P], True = masked patch of a global crop, row-major.
+        photometric: ``global`` and ``local``: parameter name -> [2 or N, B] or [2 or N, B, C] float32.
+        unreadable: rows that were due but could not be read; others took their places.
+    """
+
+    step: int
+    rows: Tensor
+    global_crops: Tensor
+    local_crops: Tensor
+    masks: Tensor
+    photometric: dict[str, dict[str, Tensor]]
+    unreadable: list[int]
+
+    def to(self, device: torch.device | str) -> "ViewBatch":
+        """The batch on ``device`` (asynchronously if pinned); ``rows`` index host tables and stay."""
+        return self._map(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pin_memory(self) -> "ViewBatch":
+        """The batch in page-locked memory, ``rows`` excepted."""
+        return self._map(lambda tensor: tensor.pin_memory())
+
+    def slice(self, start: int, stop: int) -> "ViewBatch":
+        """Images ``start`` to ``stop`` of the batch, without copying; ``unreadable`` goes with the first."""
+        part = self._map(lambda tensor: tensor[:, start:stop])
+        return replace(part, rows=self.rows[start:stop], unreadable=self.unreadable if start == 0 else [])
+
+    def _map(self, change: Callable[[Tensor], Tensor]) -> "ViewBatch":
+        photometric = {
+            kind: {name: change(values) for name, values in parameters.items()}
+            for kind, parameters in self.photometric.items()
+        }
+        return replace(
+            self,
+            global_crops=change(self.global_crops),
+            local_crops=change(self.local_crops),
+            masks=change(self.masks),
+            photometric=photometric,
+        )
+
+
+def finish_views(
+    batch: ViewBatch, views: ViewSettings, normalization: Normalization
+) -> tuple[Tensor, Tensor]:
+    """Turn a batch into what the model sees: float, photometric operations, normalised; on its device.
+
+    Returns:
+        global crops [2, B, C, Hg, Wg] and local crops [N, B, C, Hl, Wl], float32.
+
+    Raises:
+        OpenfinoError: if the normalisation has another number of channels.
+    """
+    finished = []
+    for kind, crops in (("global", batch.global_crops), ("local", batch.local_crops)):
+        values = crops.float().div_(255) if crops.dtype == torch.uint8 else crops
+        values = apply_photometric(values, batch.photometric[kind], views.preset)
+        finished.append(normalize(values, normalization))
+    return finished[0], finished[1]
+
+
+def build_loader(
+    manifest: "Manifest",
+    rows: np.ndarray,
+    *,
+    images: ImageSettings,
+    views: ViewSettings,
+    ibot: IbotSettings,
+    channels: Sequence[str],
+    patch_size: int,
+    seed: int,
+    start_step: int,
+    stop_step: int,
+    batch_size: int,
+    rank: int = 0,
+    world_size: int = 1,
+    workers: int = 0,
+    pin_memory: bool = False,
+) -> "ViewLoader":
+    """The batches of steps ``start_step`` to ``stop_step`` of an endless, shuffled stream of images.
+
+    Position p = step * batch_size + slot; epoch = p // n; the row is the (p mod n)-th of a permutation keyed
+    by (seed, epoch). Rank r owns the r-th contiguous part of the slots.
+
+    Args:
+        manifest: where the images are.
+        rows: the manifest rows that train, int [n].
+        images: for the normalisation, whose channels are checked.
+        views: crops and photometric operations.
+        ibot: the share of crops and patches to mask.
+        channels: names of the C channels; an image with another number counts as unreadable.
+        patch_size: of the backbone, in pixels.
+        seed: of the run.
+        start_step: first step.
+        stop_step: one past the last step.
+        batch_size: images per step over all ranks.
+        rank: of this process.
+        world_size: number of processes.
+        workers: processes that make batches; 0 makes them in this process.
+        pin_memory: page-lock the batches, for a GPU.
+
+    Raises:
+        OpenfinoError: if there is no row, the batch cannot be shared among the ranks, the global crop is no
+            multiple of the patch, the protein channel is unknown, or the normalisation is for other channels.
+    """
+    _check_sizes(len(rows), views, patch_size, batch_size, world_size)
+    channel_statistics(images.normalization, len(channels))
+    protein = None
+    if views.protein_channel is not None:
+        if views.protein_channel not in channels:
+            raise OpenfinoError(
+                f"views.protein_channel: there is no channel {views.protein_channel!r}. "
+                f"The channels are {', '.join(channels)}"
+            )
+        protein = list(channels).index(views.protein_channel)
+    dataset = _StepDataset(
+        paths=_PathTable(manifest, rows),
+        rows=torch.from_numpy(np.ascontiguousarray(rows, dtype=np.int64)),
+        views=views,
+        ibot=ibot,
+        channels=tuple(channels),
+        protein=protein,
+        grid=(views.global_size[0] // patch_size, views.global_size[1] // patch_size),
+        seed=seed,
+        batch_size=batch_size,
+        rank=rank,
+        world_size=world_size,
+    )
+    return ViewLoader(dataset, range(start_step, stop_step), workers, pin_memory)
+
+
+def _check_sizes(rows: int, views: ViewSettings, patch_size: int, batch_size: int, world_size: int) -> None:
+    if rows == 0:
+        raise OpenfinoError("there is no image to train on: no row of the manifest is in the training split")
+    if batch_size % world_size:
+        raise OpenfinoError(
+            f"train.batch_size: {batch_size} images cannot be shared equally among {world_size} processes"
+        )
+    if views.global_size[0] % patch_size or views.global_size[1] % patch_size:
+        height, width = (max(1, round(side / patch_size)) * patch_size for side in views.global_size)
+        raise OpenfinoError(
+            f"views.global_size: {list(views.global_size)} is no multiple of the patch size {patch_size}. "
+            f"Write [{height}, {width}]"
+        )
+
+
+class ViewLoader:
+    """The batches of a range of steps, made ahead by worker processes; iterate once or again."""
+
+    def __init__(self, dataset: "_StepDataset", steps: range, workers: int, pin_memory: bool) -> None:
+        self._steps = steps
+        self._loader: DataLoader[Any] = DataLoader(
+            dataset,
+            batch_size=None,
+            sampler=steps,
+            num_workers=workers,
+            collate_fn=_as_it_is,
+            prefetch_factor=_PREFETCH if workers else None,
+            multiprocessing_context=_process_context() if workers else None,
+            pin_memory=pin_memory,
+        )
+
+    def __len__(self) -> int:
+        return len(self._steps)
+
+    def __iter__(self) -> Iterator[ViewBatch]:
+        batches = iter(self._loader)
+        for _ in self._steps:
+            try:
+                batch = next(batches)
+            except RuntimeError as error:
+                if "DataLoader worker" not in str(error):
+                    raise
+                raise OpenfinoError(
+                    f"a process that reads images died ({error}). Usually memory or shared memory ran out: "
+                    "lower train.workers or train.batch_size, or give the container more shared memory"
+                ) from error
+            if isinstance(batch, OpenfinoError):
+                raise batch
+            yield batch
+
+
+def _as_it_is(item: Any) -> Any:
+    return item
+
+
+def _process_context() -> Any:
+    """How workers start.
+
+    Never by forking this process: it has threads (PyTorch's, polars') whose locks a fork copies in whatever
+    state they are. A fork server imports PyTorch once for all workers.
+    """
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    return context
+
+
+class _PathTable:
+    """The image paths of the training rows as two tensors per column, which workers share, not copy."""
+
+    def __init__(self, manifest: "Manifest", rows: np.ndarray) -> None:
+        self._root = manifest.root
+        self._columns: list[tuple[Tensor, Tensor]] = []
+        for column in manifest.path_columns:
+            texts = manifest.table[column].gather(rows)
+            if texts.null_count():
+                manifest.paths(int(rows[int(texts.is_null().arg_max() or 0)]))  # says which row has no path
+            arrow = texts.rechunk().to_arrow(compat_level=CompatLevel.oldest())
+            _, ends, text = arrow.buffers()
+            bounds = np.frombuffer(ends, dtype=np.int64)[arrow.offset : arrow.offset + len(arrow) + 1]
+            letters = np.frombuffer(text, dtype=np.uint8)
+            self._columns.append((torch.from_numpy(letters.copy()), torch.from_numpy(bounds.copy())))
+
+    def __getitem__(self, index: int) -> tuple[Path, ...]:
+        paths = []
+        for letters, bounds in self._columns:
+            start, stop = bounds[index : index + 2].tolist()
+            paths.append(self._root / letters[start:stop].numpy().tobytes().decode())
+        return tuple(paths)
+
+
+@dataclass
+class _ImageViews:
+    """The views of one image."""
+
+    row: int
+    global_crops: list[Tensor]
+    local_crops: list[Tensor]
+    global_parameters: list[dict[str, np.ndarray]]
+    local_parameters: list[dict[str, np.ndarray]]
+
+
+@dataclass
+class _StepDataset(Dataset[Any]):
+    """Item ``step`` is this rank's batch of that step, or the error that makes it impossible."""
+
+    paths: _PathTable
+    rows: Tensor
+    views: ViewSettings
+    ibot: IbotSettings
+    channels: tuple[str, ...]
+    protein: int | None
+    grid: tuple[int, int]
+    seed: int
+    batch_size: int
+    rank: int
+    world_size: int
+
+    def __post_init__(self) -> None:
+        self._orders: dict[int, np.ndarray] = {}
+
+    def __getitem__(self, step: int) -> ViewBatch | OpenfinoError:
+        # An exception would reach the user wrapped in the worker's traceback.
+        try:
+            return self._batch(step)
+        except OpenfinoError as error:
+            return OpenfinoError(str(error))
+
+    def _batch(self, step: int) -> ViewBatch:
+        local = self.batch_size // self.world_size
+        slots = range(self.rank * local, (self.rank + 1) * local)
+        made: list[_ImageViews] = []
+        unreadable: list[int] = []
+        for slot in slots:
+            epoch, place = divmod(step * self.batch_size + slot, len(self.rows))
+            made.append(self._image_views(epoch, int(self._order(epoch)[place]), unreadable))
+        rows = torch.tensor([image.row for image in made], dtype=torch.int64)
+        globals_, locals_ = [image.global_crops for image in made], [image.local_crops for image in made]
+        return ViewBatch(
+            step=step,
+            rows=rows,
+            global_crops=_stack_crops(globals_, (len(self.channels), *self.views.global_size)),
+            local_crops=_stack_crops(locals_, (len(self.channels), *self.views.local_size)),
+            masks=self._masks(step, slots),
+            photometric={
+                "global": _stack_parameters([image.global_parameters for image in made]),
+                "local": _stack_parameters([image.local_parameters for image in made]),
+            },
+            unreadable=unreadable,
+        )
+
+    def _order(self, epoch: int) -> np.ndarray:
+        """Training rows' places in the order of an epoch; the last two epochs are kept."""
+        if epoch not in self._orders:
+            if len(self._orders) == 2:
+                del self._orders[min(self._orders)]
+            order = keyed_generator(self.seed, Purpose.ORDER, epoch).permutation(len(self.rows))
+            self._orders[epoch] = order
+        return self._orders[epoch]
+
+    def _image_views(self, epoch: int, index: int, unreadable: list[int]) -> _ImageViews:
+        """Views of training row number ``index``, or of a replacement when it cannot be read."""
+        first = int(self.rows[index])
+        causes: list[str] = []
+        for attempt in range(_ATTEMPTS + 1):
+            row = int(self.rows[index])
+            try:
+                image = read_image(self.paths[index])
+                require_channels(image.shape[0], len(self.channels), self.paths[index])
+                return self._cut(image, epoch, row)
+            except ImageReadError as error:
+                causes.append(str(error))
+                unreadable.append(row)
+            rng = keyed_generator(self.seed, Purpose.REPLACEMENT, epoch, first, attempt)
+            index = int(rng.integers(len(self.rows)))
+        listed = "\n  ".join(dict.fromkeys(causes))
+        raise OpenfinoError(
+            f"row {first} and the {_ATTEMPTS} rows drawn in its place cannot be read:\n  {listed}\n"
+            "Check the manifest's images with 'openfino check'"
+        )
+
+    def _cut(self, image: np.ndarray, epoch: int, row: int) -> _ImageViews:
+        source = as_source(image)
+        geometry = keyed_generator(self.seed, Purpose.CROPS, epoch, row)
+        photometric = keyed_generator(self.seed, Purpose.PHOTOMETRIC, epoch, row)
+        views = self.views
+        crops, parameters = [], []
+        for number in range(2 + views.local_count):
+            is_local = number >= 2
+            kind: CropKind = "local" if is_local else ("global_1", "global_2")[number]
+            size = views.local_size if is_local else views.global_size
+            scale = views.local_scale if is_local else views.global_scale
+            turn = sample_turn(geometry, views.preset)
+            # ``aspect`` is the distortion: relative to the shape of the crop as it lies in the image.
+            shape = size[1] / size[0] if turn.quarter_turns % 2 == 0 else size[0] / size[1]
+            aspect = (views.aspect[0] * shape, views.aspect[1] * shape)
+            box = sample_crop_box(geometry, source.shape[1], source.shape[2], scale, aspect)
+            crops.append(cut(source, box, size, *turn))
+            parameters.append(draw_parameters(photometric, views.preset, kind, self.channels, self.protein))
+        return _ImageViews(row, crops[:2], crops[2:], parameters[:2], parameters[2:])
+
+    def _masks(self, step: int, slots: range) -> Tensor:
+        patches = self.grid[0] * self.grid[1]
+        plan = mask_plan(
+            self.seed, step, 2 * self.batch_size, patches, self.ibot.mask_fraction, self.ibot.mask_ratio
+        )
+        masks = np.zeros((2, len(slots), patches), dtype=bool)
+        for view in range(2):
+            for place, slot in enumerate(slots):
+                number = view * self.batch_size + slot
+                if plan[number]:
+                    rng = keyed_generator(self.seed, Purpose.MASK, step, number)
+                    masks[view, place] = block_mask(rng, self.grid, int(plan[number])).ravel()
+        return torch.from_numpy(masks)
+
+
+def _stack_crops(crops: Sequence[Sequence[Tensor]], shape: tuple[int, ...]) -> Tensor:
+    """B lists of V crops of one shape -> [V, B, *shape]; 8-bit crops become float32 beside float ones."""
+    is_float = any(crop.is_floating_point() for image in crops for crop in image)
+    stacked = torch.empty(len(crops[0]), len(crops), *shape, dtype=torch.float32 if is_float else torch.uint8)
+    for place, image in enumerate(crops):
+        for view, crop in enumerate(image):
+            stacked[view, place] = crop.float().div_(255) if is_float and crop.dtype == torch.uint8 else crop
+    return stacked
+
+
+def _stack_parameters(parameters: Sequence[Sequence[Mapping[str, np.ndarray]]]) -> dict[str, Tensor]:
+    """B lists of V dictionaries -> name -> [V, B, ...]; no crops have no parameters."""
+    names = parameters[0][0] if parameters[0] else ()
+    return {
+        name: torch.from_numpy(
+            np.stack([[crop[name] for crop in image] for image in parameters], axis=1, dtype=np.float32)
+        )
+        for name in names
+    }

@@ -1,0 +1,54 @@
+"""Normalisation of pixel values in [0, 1]."""
+
+import torch
+from torch import Tensor
+
+from openfino.errors import OpenfinoError
+from openfino.recipe import GivenNormalization, Normalization
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+# A channel that varies less is divided by this: its rounding errors (under 1e-7) must not become the image.
+# One level of a 16-bit image is 1.5e-5.
+_MIN_STD = 1e-5
+
+
+def normalize(images: Tensor, normalization: Normalization) -> Tensor:
+    """Normalise images; the input is left as it is.
+
+    ``imagenet`` and given statistics subtract the mean and divide by the standard deviation of each channel;
+    ``zscore`` does so with the statistics of each image and channel (a constant channel becomes zero).
+
+    Args:
+        images: [..., C, H, W] float, values in [0, 1].
+        normalization: the recipe's ``images.normalization``.
+
+    Raises:
+        OpenfinoError: if the statistics have another number of channels than the images.
+    """
+    if normalization == "zscore":
+        var, mean = torch.var_mean(images, dim=(-2, -1), keepdim=True, correction=0)
+        return (images - mean).mul_(var.sqrt_().clamp_(min=_MIN_STD).reciprocal_())
+    mean_std = channel_statistics(normalization, images.shape[-3])
+    mean, std = (torch.tensor(v, device=images.device, dtype=images.dtype).view(-1, 1, 1) for v in mean_std)
+    return (images - mean).div_(std)
+
+
+def channel_statistics(normalization: Normalization, channels: int) -> tuple[list[float], list[float]]:
+    """The fixed mean and standard deviation of each channel; (0, 1) for ``zscore``.
+
+    Raises:
+        OpenfinoError: if the statistics have another number of channels.
+    """
+    if normalization == "zscore":
+        return [0.0] * channels, [1.0] * channels
+    if isinstance(normalization, GivenNormalization):
+        mean, std = list(normalization.mean), list(normalization.std)
+    else:
+        mean, std = list(IMAGENET_MEAN), list(IMAGENET_STD)
+    if not len(mean) == len(std) == channels:
+        raise OpenfinoError(
+            f"images.normalization: {len(mean)} means and {len(std)} standard deviations for {channels} "
+            "channels. Use 'zscore', or give one mean and one standard deviation per channel"
+        )
+    return mean, std
