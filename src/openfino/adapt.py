@@ -27,7 +27,7 @@ from openfino.models.store import LoadedModel, model_folder, quiet_transformers,
 from openfino.objectives.guidance.guidance import GuidedFactor
 from openfino.objectives.objective import build_objective
 from openfino.preflight import Preflight, encode_factors, preflight
-from openfino.progress_probe import Prober
+from openfino.prober import Prober
 from openfino.recipe import Recipe
 from openfino.runfolder import claim_folder, describe_environment
 from openfino.training.checkpoint import load_checkpoint
@@ -183,8 +183,8 @@ def build_run(
 ) -> Run:
     """Student, teacher, objective and optimizer, with every random weight drawn from the recipe's seed."""
     install_drop_path(backbone.model, recipe.train.drop_path)
-    guided = [
-        GuidedFactor(
+    guided = {
+        name: GuidedFactor(
             name=name,
             role=factor.spec.role,
             kind=factor.spec.kind,
@@ -194,7 +194,7 @@ def build_run(
         )
         for name, factor in factors.items()
         if factor.spec.role != "watched"
-    ]
+    }
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(keyed_seed(recipe.seed, Purpose.INIT, 1))
         student = Student(backbone, recipe.objective)
@@ -211,7 +211,7 @@ def build_run(
         teacher=teacher,
         optimizer=build_optimizer(modules, recipe.train),
         schedules=Schedules(recipe.train, recipe.objective.teacher_temperature),
-        factors={name: factors[name] for name in (factor.name for factor in guided)},
+        factors={name: factors[name] for name in guided},
         device=device,
         world=world,
     )

@@ -1,0 +1,123 @@
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from openfino.errors import InputProblemsError, OpenfinoError
+from openfino.recipe import build_recipe, dump_recipe, load_preset, load_recipe, merge, parse_override
+
+BASE = {"manifest": "m.csv", "out": "run", "model": {"config": {"hidden_size": 32}}}
+
+
+def problems(**settings):
+    with pytest.raises(InputProblemsError) as caught:
+        build_recipe({**BASE, **settings})
+    return caught.value.problems
+
+
+def test_defaults_are_the_papers():
+    recipe = build_recipe(BASE)
+    assert recipe.objective.guidance.temperature == pytest.approx(0.07 / 3)
+    assert recipe.objective.guidance.momentum == 0.99
+    assert (recipe.train.freeze_steps, recipe.train.unfreeze_ramp_steps) == (10_000, 1_000)
+    assert recipe.train.lr == 5e-5
+    assert recipe.objective.dino.head.prototypes == 65_536
+    assert recipe.views.global_scale == (0.4, 1.0)
+
+
+def test_regulariser_follows_guidance():
+    plain = build_recipe(BASE)
+    watched = build_recipe({**BASE, "factors": {"plate": "watched"}})
+    guided = build_recipe({**BASE, "factors": {"antibody": "informative"}})
+    assert (plain.koleo_weight, plain.sigreg_weight) == (0.1, 0.0)
+    assert (watched.koleo_weight, watched.sigreg_weight) == (0.1, 0.0)
+    assert (guided.koleo_weight, guided.sigreg_weight) == (0.0, 0.05)
+
+
+def test_a_given_weight_wins_over_the_rule():
+    recipe = build_recipe({**BASE, "factors": {"a": "informative"}, "objective": {"koleo": {"weight": 0.2}}})
+    assert recipe.koleo_weight == 0.2
+
+
+def test_all_problems_come_at_once_with_suggestions():
+    found = problems(train={"stepz": 3, "lr": -1}, views={"global_scale": [0.5, 0.1]}, factors={"a": {"rol": "x"}})
+    text = "\n".join(map(str, found))
+    assert "train.stepz: unknown key. Did you mean 'steps'?" in text
+    assert "factors.a.rol: unknown key. Did you mean 'role'?" in text
+    assert "factors.a.role: required key is absent" in text
+    assert "train.lr" in text
+    assert "global_scale must be (low, high)" in text
+    assert len(found) == 5
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"factors": {"plate": {"role": "spurious", "output": "identity"}}}, "bounded output"),
+        ({"train": {"steps": 100, "freeze_steps": 100}}, "backbone would never train"),
+        ({"model": {"source": "a", "config": {}}}, "exactly one of"),
+        ({"model": {}}, "exactly one of"),
+        ({"train_split": ["train"]}, "probe.split"),
+        ({"probe": {"label": "y", "val": "val"}}, "split column"),
+        ({"probe": {"label": "y", "metric": "worst_group_accuracy"}}, "needs 'group'"),
+        ({"objective": {"dino": {"weight": 0}}}, "greater than 0"),
+    ],
+)
+def test_impossible_combinations_are_refused(settings, message):
+    assert any(message in str(problem) for problem in problems(**settings))
+
+
+def test_a_preset_lies_under_the_users_keys():
+    recipe = build_recipe({**BASE, "preset": "small", "train": {"lr": 5e-4}})
+    assert recipe.train.lr == 5e-4
+    assert recipe.train.freeze_steps == 0
+    assert recipe.objective.dino.head.unit_norm_prototypes
+    with pytest.raises(OpenfinoError, match="paper, small"):
+        load_preset("huge")
+
+
+def test_merge_replaces_a_model_whole():
+    merged = merge({"model": {"source": "a"}, "train": {"a": 1}}, {"model": {"config": {}}, "train": {"b": 2}})
+    assert merged == {"model": {"config": {}}, "train": {"a": 1, "b": 2}}
+
+
+def test_overrides_are_yaml():
+    assert parse_override("train.betas=[0.9, 0.95]") == {"train": {"betas": [0.9, 0.95]}}
+    assert parse_override("factors.plate=spurious") == {"factors": {"plate": "spurious"}}
+    with pytest.raises(OpenfinoError, match="key=value"):
+        parse_override("train.steps")
+
+
+def test_paths_in_a_file_are_relative_to_it(tmp_path):
+    path = tmp_path / "recipe.yaml"
+    path.write_text("manifest: data/m.csv\nout: run\nmodel: facebook/dinov3-vits16\n")
+    recipe = load_recipe(path, ["out=elsewhere", "train.steps=20000"])
+    assert recipe.manifest == tmp_path / "data" / "m.csv"
+    assert str(recipe.out) == "elsewhere"
+    assert recipe.train.steps == 20_000
+    assert recipe.model.source == "facebook/dinov3-vits16"
+
+
+def test_files_that_are_no_recipe_are_refused(tmp_path):
+    with pytest.raises(OpenfinoError, match="no such recipe"):
+        load_recipe(tmp_path / "absent.yaml")
+    path = tmp_path / "list.yaml"
+    path.write_text("- 1\n")
+    with pytest.raises(OpenfinoError, match="keys and values"):
+        load_recipe(path)
+    path.write_text("a: [1\n")
+    with pytest.raises(OpenfinoError, match="not valid YAML"):
+        load_recipe(path)
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    steps=st.integers(20_000, 10**6),
+    size=st.tuples(st.integers(1, 512), st.integers(1, 512)),
+    role=st.sampled_from(["informative", "spurious", "watched"]),
+)
+def test_a_dumped_recipe_reads_back_the_same(steps, size, role):
+    recipe = build_recipe(
+        {**BASE, "train": {"steps": steps}, "views": {"global_size": list(size)}, "factors": {"a": role}}
+    )
+    assert build_recipe(yaml.safe_load(dump_recipe(recipe))) == recipe
