@@ -1,0 +1,7 @@
+"""The sample data set: drawn fluorescence images, and a manifest whose columns depend on each other.
+
+:func:`draw_sample` writes it, :func:`contact_sheet` shows it. ``docs/sample.md`` describes it.
+"""
+
+from openfino.sampledata.draw import draw_sample as draw_sample
+from openfino.sampledata.sheet import contact_sheet as contact_sheet

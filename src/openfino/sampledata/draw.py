@@ -1,0 +1,219 @@
+"""Draw the sample data set: images and manifest."""
+
+import csv
+import shutil
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from functools import lru_cache
+from multiprocessing import get_context
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import tifffile
+
+from openfino.errors import OpenfinoError
+from openfino.keyed import Purpose, keyed_generator
+from openfino.sampledata.cells import FIELD, build_scene
+from openfino.sampledata.microscope import CHANNELS, Optics, acquire, lamp_output, plate_optics, warm_up
+from openfino.sampledata.screen import CELL_LINES, LOCALIZATIONS, Screen, Shot, Stream, plan_screen
+from openfino.sampledata.stains import draw_protein, draw_references
+
+COLUMNS = (
+    "path",
+    "antibody",
+    "localization",
+    "cell_line",
+    "plate",
+    "well",
+    "acquired",
+    "operator",
+    "split",
+)
+INCOMPLETE_COLUMNS = ("antibody", "cell_line", "plate", "acquired", "operator")
+MISSING_SHARE = 0.10
+MIN_IMAGES, MIN_SIZE = 20, 16
+# Drawn at twice the resolution and averaged: fibres thinner than a pixel stay smooth.
+_OVERSAMPLING = 2
+_CHUNK = 32
+
+
+def draw_sample(
+    out: Path,
+    *,
+    images: int = 2400,
+    size: int = 64,
+    seed: int = 0,
+    progress: Callable[[int, int], None] | None = None,
+    workers: int = 1,
+    overwrite: bool = False,
+) -> Path:
+    """Write four-channel TIFF files (uint8 [4, size, size]) to ``out/images``, and ``out/manifest.csv``.
+
+    The same ``seed``, ``images`` and ``size`` give the same bytes, whatever the number of workers.
+
+    Args:
+        out: folder to write to; created when absent.
+        images: number of images. Under about 500 not every antibody occurs in every split.
+        size: height and width in pixels; the field of view is the same at every size.
+        seed: of antibodies, plates and images.
+        progress: called with (images written, images).
+        workers: processes; more than one needs an importable main module (``if __name__ == "__main__":``).
+        overwrite: replace the sample that ``out`` holds.
+
+    Returns:
+        Path of the manifest.
+
+    Raises:
+        OpenfinoError: if ``out`` is not empty and ``overwrite`` is not set, or a number is out of range.
+    """
+    out = Path(out)
+    _check_numbers(images, size, workers)
+    _prepare_folder(out, overwrite=overwrite)
+    screen = plan_screen(images, seed)
+    names = _file_names(images, seed)
+    for done, shot, image in _drawn(screen, size, workers):
+        # The rows of the manifest stand in no meaningful order, nor do the names of the files.
+        _write_image(out / names[shot.number], image)
+        if progress is not None:
+            progress(done, images)
+    return _write_manifest(out, screen, names)
+
+
+def render(screen: Screen, shot: Shot, size: int) -> npt.NDArray[np.uint8]:
+    """The image of ``shot``, [4, size, size]: nucleus, protein, microtubules, ER."""
+    plate = screen.plates[shot.plate]
+    antibody = screen.antibodies[shot.antibody]
+    rng = keyed_generator(screen.seed, Purpose.SAMPLE, Stream.IMAGE, shot.number)
+    scene = build_scene(rng, CELL_LINES[plate.cell_line], _OVERSAMPLING * size)
+    references = draw_references(rng, scene)
+    protein = draw_protein(rng, scene, references, antibody)
+    protein = protein * np.float32(_expression(screen.seed, shot.antibody, plate.cell_line))
+    stains = np.stack([references.nucleus, protein, references.microtubules, references.er])
+    stains = stains * _well_staining(screen.seed, shot)[:, None, None]
+    stains = stains.reshape(len(CHANNELS), size, _OVERSAMPLING, size, _OVERSAMPLING).mean(axis=(2, 4))
+    elapsed = (shot.acquired - plate.started).total_seconds() / 60.0
+    return acquire(
+        rng,
+        stains,
+        _optics(screen.seed, shot.plate, size),
+        pixel=FIELD / size,
+        lamp=lamp_output(shot.acquired),
+        drift=warm_up(elapsed),
+    )
+
+
+def _expression(seed: int, antibody: int, cell_line: int) -> float:
+    """How strongly a cell line expresses the antibody's protein, 1 = typical."""
+    rng = keyed_generator(seed, Purpose.SAMPLE, Stream.EXPRESSION, antibody, cell_line)
+    return float(np.exp(rng.normal(0.0, 0.18)))
+
+
+def _well_staining(seed: int, shot: Shot) -> npt.NDArray[np.float32]:
+    """Pipetting: how strongly each channel is stained in the well, [4]."""
+    rng = keyed_generator(seed, Purpose.SAMPLE, Stream.WELL, shot.plate, shot.well_number)
+    return np.exp(rng.normal(0.0, 0.08, len(CHANNELS))).astype(np.float32)
+
+
+@lru_cache(maxsize=64)
+def _optics(seed: int, plate: int, size: int) -> Optics:
+    return plate_optics(seed, plate, size)
+
+
+def _check_numbers(images: int, size: int, workers: int) -> None:
+    if images < MIN_IMAGES:
+        raise OpenfinoError(
+            f"images={images}: a sample needs at least {MIN_IMAGES} images to fill its splits"
+        )
+    if size < MIN_SIZE:
+        raise OpenfinoError(
+            f"size={size}: cells cannot be told apart under {MIN_SIZE} pixels; give at least that"
+        )
+    if workers < 1:
+        raise OpenfinoError(f"workers={workers}: give 1 or more")
+
+
+def _prepare_folder(out: Path, *, overwrite: bool) -> None:
+    if out.exists() and not out.is_dir():
+        raise OpenfinoError(f"{out} is a file; name a folder for the sample")
+    if out.is_dir() and any(out.iterdir()):
+        if not overwrite:
+            raise OpenfinoError(
+                f"{out} is not empty; name another folder or ask to overwrite the sample in it"
+            )
+        # Only what a sample consists of: a folder named by mistake loses nothing else.
+        shutil.rmtree(out / "images", ignore_errors=True)
+        (out / "manifest.csv").unlink(missing_ok=True)
+    (out / "images").mkdir(parents=True, exist_ok=True)
+
+
+def _file_names(images: int, seed: int) -> list[str]:
+    order = keyed_generator(seed, Purpose.SAMPLE, Stream.MISSING, 0).permutation(images)
+    return [f"images/{number:05d}.tif" for number in order]
+
+
+def _drawn(screen: Screen, size: int, workers: int) -> Iterator[tuple[int, Shot, npt.NDArray[np.uint8]]]:
+    if workers == 1:
+        for done, shot in enumerate(screen.shots, start=1):
+            yield done, shot, render(screen, shot, size)
+        return
+    with ProcessPoolExecutor(workers, get_context("spawn"), _join_pool, (screen, size)) as pool:
+        numbers = range(len(screen.shots))
+        for done, image in enumerate(pool.map(_render_number, numbers, chunksize=_CHUNK), start=1):
+            yield done, screen.shots[done - 1], image
+
+
+_job: tuple[Screen, int] | None = None
+
+
+def _join_pool(screen: Screen, size: int) -> None:
+    global _job
+    _job = (screen, size)
+
+
+def _render_number(number: int) -> npt.NDArray[np.uint8]:
+    assert _job is not None
+    screen, size = _job
+    return render(screen, screen.shots[number], size)
+
+
+def _write_image(path: Path, image: npt.NDArray[np.uint8]) -> None:
+    tifffile.imwrite(
+        path,
+        image,
+        photometric="minisblack",
+        compression="zlib",
+        metadata={"axes": "CYX", "channels": CHANNELS},
+    )
+
+
+def _write_manifest(out: Path, screen: Screen, names: list[str]) -> Path:
+    rng = keyed_generator(screen.seed, Purpose.SAMPLE, Stream.MISSING, 1)
+    missing = rng.uniform(size=(len(screen.shots), len(INCOMPLETE_COLUMNS))) < MISSING_SHARE
+    rows = []
+    for shot, holes in zip(screen.shots, missing, strict=True):
+        row = _manifest_row(screen, shot, names[shot.number])
+        row.update({column: "" for column, hole in zip(INCOMPLETE_COLUMNS, holes, strict=True) if hole})
+        rows.append(row)
+    manifest = out / "manifest.csv"
+    with manifest.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(sorted(rows, key=lambda row: row["path"]))
+    return manifest
+
+
+def _manifest_row(screen: Screen, shot: Shot, name: str) -> dict[str, str]:
+    plate, antibody = screen.plates[shot.plate], screen.antibodies[shot.antibody]
+    values = (
+        name,
+        antibody.name,
+        LOCALIZATIONS[antibody.pattern],
+        CELL_LINES[plate.cell_line].name,
+        plate.name,
+        shot.well,
+        shot.acquired.isoformat(timespec="seconds"),
+        shot.operator,
+        shot.split,
+    )
+    return dict(zip(COLUMNS, values, strict=True))
