@@ -6,10 +6,12 @@ openfino's own licence (Apache-2.0) covers the code, never the weights that a us
 import json
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
+from transformers import PreTrainedConfig
 
 UNKNOWN = "unknown"
 DINOV3 = "dinov3-license"
@@ -19,43 +21,67 @@ LICENCE_LINKS = {
     "apache-2.0": "https://www.apache.org/licenses/LICENSE-2.0",
 }
 
-# Released DINOv3 weights carry the name of their training set wherever they are repackaged (timm, .pth files).
+# Released DINOv3 weights carry the name of their training set wherever they are repackaged (timm, .pth
+# files).
 _NAMES = (
     (re.compile(r"(^|/)facebook/dinov3|dinov3.*(lvd1689m|sat493m)", re.IGNORECASE), DINOV3),
     (re.compile(r"(^|/)facebook/dinov2", re.IGNORECASE), "apache-2.0"),
 )
 
 
-def licence_of(source: str | Path | None, config: Mapping[str, Any] | None = None) -> str | None:
+def licence_of(source: str | Path | None, config: PreTrainedConfig | None = None) -> str | None:
     """The licence of the weights at ``source``, as the Hugging Face hub writes it.
 
-    What a folder says of itself counts first (the ``license`` of its README.md, then the parent's licence in its
-    openfino.json); then the name of the source, then the name that ``config`` remembers.
+    What a folder says of itself counts first (the ``license`` of its README.md, then the parent's licence in
+    its openfino.json; for a run, of its model); then the name of the source, then the name that ``config``
+    remembers.
 
     Args:
         source: hub name or folder; None for random weights.
-        config: the model's configuration, where at hand; only its ``_name_or_path`` is read.
+        config: the model's configuration, where at hand: it may know the hub name behind a folder.
 
     Returns:
-        ``dinov3-license``, ``apache-2.0``, ...; None for random weights (they are the user's own); ``unknown``
-        where nothing names a licence: the user must find out before passing the weights on.
+        ``dinov3-license``, ``apache-2.0``, ...; None for random weights (they are the user's own);
+        ``unknown`` where nothing names a licence: the user must find out before passing the weights on.
     """
     if source is None:
         return None
-    folder = Path(source)
-    if folder.is_dir():
+    for folder in (Path(source), Path(source, "best"), Path(source, "model")):
         declared = _declared_in_card(folder / "README.md")
         if declared is not None:
             return declared
         known, inherited = _inherited(folder / "openfino.json")
         if known:
             return inherited
-    for name in (str(source), str((config or {}).get("_name_or_path") or "")):
+    for name in (str(source), str(getattr(config, "_name_or_path", ""))):
         flat = name.replace("\\", "/").replace("--", "/")  # "--": how the hub's cache writes "/"
         for pattern, licence in _NAMES:
             if pattern.search(flat):
                 return licence
     return UNKNOWN
+
+
+@dataclass(frozen=True)
+class Parent:
+    """What a model was made from.
+
+    Attributes:
+        source: hub name or folder; None for random weights.
+        licence: as in :func:`licence_of`.
+    """
+
+    source: str | None
+    licence: str | None
+
+
+def parent_of(provenance: Mapping[str, Any], config: PreTrainedConfig | None = None) -> Parent:
+    """The parent that a model's provenance records; the model itself where it was only loaded."""
+    recorded = provenance.get("parent")
+    if isinstance(recorded, Mapping):
+        source = recorded.get("source")
+        return Parent(source, recorded["licence"] if "licence" in recorded else licence_of(source, config))
+    source = provenance.get("source")
+    return Parent(source, UNKNOWN if source is None else licence_of(source, config))
 
 
 def card_header(card: Path) -> dict[str, Any]:

@@ -1,0 +1,243 @@
+"""The model card: what the model is, what it was made from, whether it helped, and how to use it."""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+import openfino
+from openfino.models.licence import DINOV3, LICENCE_LINKS, UNKNOWN, Parent, parent_of
+from openfino.models.store import LoadedModel
+from openfino.recipe import GivenNormalization
+
+# Licences that the hub knows by name; others are "other" with a license_name.
+_HUB_LICENCES = {
+    "apache-2.0",
+    "mit",
+    "bsd-3-clause",
+    "cc0-1.0",
+    "cc-by-4.0",
+    "cc-by-sa-4.0",
+    "cc-by-nc-4.0",
+    "cc-by-nc-sa-4.0",
+    UNKNOWN,
+}
+_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+# Settings that say where things lay on the disk of whoever trained the model.
+_PRIVATE = ("manifest", "out")
+
+
+def model_card(model: LoadedModel) -> str:
+    """README.md of an exported model; a fact that the provenance lacks is left out."""
+    provenance = model.provenance
+    parent = parent_of(provenance, model.backbone.config)
+    sections = [
+        f"---\n{yaml.safe_dump(_header(parent), sort_keys=False)}---",
+        _introduction(model, parent),
+        _licence(parent),
+        _data(provenance),
+        _training(provenance),
+        _probes(provenance.get("probes") or {}),
+        _preprocessing(model),
+        _usage(model),
+    ]
+    return "\n\n".join(section for section in sections if section) + "\n"
+
+
+def _header(parent: Parent) -> dict[str, Any]:
+    """The YAML that the hub reads."""
+    header: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": "image-feature-extraction"}
+    if parent.licence in _HUB_LICENCES:
+        header["license"] = parent.licence
+    elif parent.licence is not None:
+        header |= {"license": "other", "license_name": parent.licence}
+        if parent.licence in LICENCE_LINKS:
+            header["license_link"] = LICENCE_LINKS[parent.licence]
+    if _is_hub_name(parent.source):
+        header["base_model"] = parent.source
+    header["tags"] = ["dinov3", "openfino", "self-supervised", "image-feature-extraction"]
+    return header
+
+
+def _is_hub_name(source: str | None) -> bool:
+    return source is not None and bool(_HUB_NAME.fullmatch(source)) and not Path(source).exists()
+
+
+def _named(parent: Parent) -> str:
+    """The parent without the path to it."""
+    if parent.source is None:
+        return "random weights"
+    return (
+        f"`{parent.source}`"
+        if _is_hub_name(parent.source)
+        else f"the local model `{Path(parent.source).name}`"
+    )
+
+
+def _introduction(model: LoadedModel, parent: Parent) -> str:
+    config = model.backbone.config
+    millions = sum(parameter.numel() for parameter in model.backbone.parameters()) / 1e6
+    adapted = "steps" in model.provenance
+    origin = f"adapted with openfino {openfino.__version__} from" if adapted else "unchanged from"
+    names = model.preprocessing.channels
+    return (
+        f"# {'Adapted vision' if adapted else 'Vision'} backbone\n\n"
+        f"A vision transformer ({millions:.1f} M parameters, {config.num_hidden_layers} blocks, width "
+        f"{config.hidden_size}, patch {config.patch_size}), {origin} {_named(parent)}, without task labels. "
+        f"It turns an image with {len(names)} channels ({', '.join(names)}) into features."
+    )
+
+
+def _licence(parent: Parent) -> str:
+    if parent.licence is None:
+        text = "The backbone started from random weights: no parent's licence applies."
+    elif parent.licence == UNKNOWN:
+        text = (
+            f"The licence of {_named(parent)} is not known. Find out before passing these weights on: it "
+            "applies to everything made from them."
+        )
+    else:
+        name = "DINOv3 License" if parent.licence == DINOV3 else parent.licence
+        link = LICENCE_LINKS.get(parent.licence)
+        linked = f"[{name}]({link})" if link else name
+        text = (
+            f"These weights were made from {_named(parent)} and stay under its licence: {linked}. Whoever "
+            "passes them on passes that licence on with them."
+        )
+    return f"## Licence\n\n{text}"
+
+
+def _data(provenance: Mapping[str, Any]) -> str:
+    lines = []
+    if "images" in provenance:
+        lines.append(f"Trained on {provenance['images']:,} images.")
+    factors = provenance.get("factors") or {}
+    if factors:
+        rows = [
+            f"| {name} | {factor.get('role', '-')} | {factor.get('kind', '-')} |"
+            for name, factor in factors.items()
+        ]
+        lines += [
+            "Metadata factors: an informative factor was encouraged in the features, a spurious one "
+            "suppressed, a watched one only measured.",
+            "\n".join(["| factor | role | kind |", "|---|---|---|", *rows]),
+        ]
+    return "## Data\n\n" + "\n\n".join(lines) if lines else ""
+
+
+def _training(provenance: Mapping[str, Any]) -> str:
+    recipe = {key: value for key, value in (provenance.get("recipe") or {}).items() if key not in _PRIVATE}
+    lines = []
+    if "steps" in provenance:
+        lines.append(f"- steps: {provenance['steps']:,}")
+    train, views = recipe.get("train") or {}, recipe.get("views") or {}
+    lines += [
+        f"- {key}: {train[key]}" for key in ("batch_size", "lr", "schedule", "precision") if key in train
+    ]
+    lines += [
+        f"- {key}: {views[key]}" for key in ("global_size", "local_size", "local_count") if key in views
+    ]
+    if not lines:
+        return ""
+    text = "## Training\n\n" + "\n".join(lines)
+    if recipe:
+        model = recipe.get("model")
+        if isinstance(model, Mapping) and model.get("source") and not _is_hub_name(model["source"]):
+            recipe["model"] = {**model, "source": Path(model["source"]).name}
+        dumped = yaml.safe_dump(recipe, sort_keys=False)
+        text += f"\n\n<details><summary>Recipe</summary>\n\n```yaml\n{dumped}```\n\n</details>"
+    return text
+
+
+def _probes(probes: Mapping[str, Any]) -> str:
+    """Scores of the starting backbone (retention) beside those of this one."""
+    before, after = (_scores(probes.get(key) or {}) for key in ("before", "after"))
+    names = list(dict.fromkeys([*before, *after]))
+    if not names:
+        return ""
+    rows = [f"| {' | '.join(name)} | {_number(before, name)} | {_number(after, name)} |" for name in names]
+    table = ["| measured | probe | metric | starting backbone | this model |", "|---|---|---|---|---|", *rows]
+    return (
+        "## Probes on frozen features\n\nkNN on the CLS token; a linear probe on CLS and the mean patch "
+        "token; both fitted on the train split.\n\n" + "\n".join(table)
+    )
+
+
+def _scores(record: Mapping[str, Any]) -> dict[tuple[str, str, str], float]:
+    """(what, probe, metric) -> value, from :meth:`openfino.evaluation.results.ProbeReport.to_json`."""
+    scores = {}
+    label = record.get("label") or {}
+    for split, result in (label.get("splits") or {}).items():
+        for method, metrics in (result.get("scores") or {}).items():
+            for metric, value in metrics.items():
+                scores[f"{label.get('label', 'label')}, {split}", method, metric] = value
+    for factor, reading in (record.get("leakage") or {}).items():
+        if reading.get("knn_accuracy") is not None:
+            share = f"accuracy (majority {reading['majority']:.3f})" if "majority" in reading else "accuracy"
+            scores[f"{factor}, read from the features", "knn", share] = reading["knn_accuracy"]
+    return scores
+
+
+def _number(scores: Mapping[tuple[str, str, str], float], name: tuple[str, str, str]) -> str:
+    return f"{scores[name]:.3f}" if name in scores else "-"
+
+
+def _preprocessing(model: LoadedModel) -> str:
+    preprocessing = model.preprocessing
+    height, width = preprocessing.size
+    normalization = preprocessing.normalization
+    if isinstance(normalization, GivenNormalization):
+        how = f"subtract the mean {normalization.mean}, divide by the standard deviation {normalization.std}"
+    elif normalization == "zscore":
+        how = "z-score of each image and channel (its own mean and standard deviation)"
+    else:
+        how = "ImageNet mean and standard deviation"
+    return (
+        "## Preprocessing\n\n"
+        "1. scale to [0, 1] (8-bit / 255, 16-bit / 65535, floating point as it is)\n"
+        f"2. resize the whole image to {height} x {width} (bilinear, antialiased)\n"
+        f"3. {how}"
+    )
+
+
+def _usage(model: LoadedModel) -> str:
+    height, width = model.preprocessing.size
+    channels = len(model.preprocessing.channels)
+    first = 1 + model.backbone.config.num_register_tokens
+    standard = channels == 3 and model.preprocessing.normalization != "zscore"
+    note = (
+        "`AutoImageProcessor` (it needs torchvision) does this preprocessing for 8-bit RGB images."
+        if standard
+        else "`AutoImageProcessor` cannot: prepare the pixels as above, or use openfino."
+    )
+    return f"""## Use
+
+With transformers:
+
+```python
+import torch
+from transformers import AutoModel
+
+model = AutoModel.from_pretrained("FOLDER").eval()
+pixels = torch.zeros(1, {channels}, {height}, {width})  # preprocessed as above
+with torch.inference_mode():
+    tokens = model(pixel_values=pixels).last_hidden_state
+cls, patches = tokens[:, 0], tokens[:, {first}:]
+```
+
+{note}
+
+With openfino:
+
+```python
+from pathlib import Path
+from openfino.models.store import load_model
+
+model = load_model("FOLDER")
+pixels = model.preprocessing.load([Path("image.png")])[None]
+tokens = model.backbone(pixels)  # tokens.cls, tokens.patches
+```
+
+or `openfino embed FOLDER manifest.csv --out features.parquet`."""
