@@ -202,7 +202,7 @@ def build_run(
     model = TrainableModel(student, objective, recipe.seed).to(device).train()
     teacher = make_teacher(student)
     if recipe.train.activation_checkpointing:
-        backbone.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        backbone.checkpoint_activations()
     modules: dict[str, torch.nn.Module] = {"backbone": backbone, "objective": objective}
     modules |= {name: head for name, head in student.named_children() if name != "backbone"}
     return Run(

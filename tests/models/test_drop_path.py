@@ -49,7 +49,7 @@ def test_checkpointed_activations_draw_the_same(backbone):
     gradients = []
     for checkpointing in (False, True):
         if checkpointing:
-            backbone.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            backbone.checkpoint_activations()
         backbone.zero_grad()
         draw_drop_path(backbone.model, seed=3, rows=torch.arange(4), total_rows=4)
         backbone(images).cls.square().sum().backward()

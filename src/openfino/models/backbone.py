@@ -86,6 +86,13 @@ class Backbone(nn.Module):
         """Side of a patch in pixels."""
         return int(self.config.patch_size)  # type: ignore[arg-type]
 
+    def checkpoint_activations(self) -> None:
+        """Recompute each block in the backward pass instead of keeping its activations."""
+        # Renamed in transformers 5.2x; the old name goes in version 6.
+        new_name = hasattr(self.model, "activation_checkpointing_enable")
+        enable = self.model.activation_checkpointing_enable if new_name else self.model.gradient_checkpointing_enable
+        enable({"use_reentrant": False})
+
     def forward(self, pixels: Tensor, masks: Tensor | None = None) -> Tokens:
         """Tokens of ``pixels`` [B, C, H, W]; patches where ``masks`` [B, P] is True become the mask token."""
         hidden = self.model(pixel_values=pixels, bool_masked_pos=masks).last_hidden_state

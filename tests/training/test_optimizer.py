@@ -1,0 +1,89 @@
+import pytest
+import torch
+
+from openfino.models.backbone import random_backbone
+from openfino.models.head import ProjectionHead
+from openfino.recipe import HeadSettings, TrainSettings
+from openfino.training.optimizer import (
+    backbone_groups,
+    build_optimizer,
+    freeze_for_stage,
+    gradient_norm,
+    set_rates,
+)
+
+
+@pytest.fixture
+def backbone(tiny_config):
+    return random_backbone({**tiny_config, "num_hidden_layers": 3}, 3, seed=0)
+
+
+def test_rates_decay_with_depth(backbone):
+    groups = backbone_groups(backbone, TrainSettings(layer_decay=0.9, patch_embedding_lr=0.2))
+    multiplier = {name.removeprefix("model."): key.lr_multiplier for name, key in groups.items()}
+    assert multiplier["embeddings.cls_token"] == pytest.approx(0.9**4)
+    assert multiplier["embeddings.patch_embeddings.weight"] == pytest.approx(0.9**4 * 0.2)
+    assert multiplier["model.layer.0.mlp.up_proj.weight"] == pytest.approx(0.9**3)
+    assert multiplier["model.layer.2.mlp.up_proj.weight"] == pytest.approx(0.9)
+    assert multiplier["norm.weight"] == 1.0
+
+
+def test_norms_biases_scales_and_tokens_do_not_decay(backbone):
+    groups = backbone_groups(backbone, TrainSettings())
+    decaying = {name for name, key in groups.items() if key.decays}
+    assert decaying
+    assert all(name.endswith("weight") and "norm" not in name for name in decaying)
+    for token in ("cls_token", "register_tokens", "mask_token"):
+        assert not groups[f"model.embeddings.{token}"].decays
+
+
+def test_every_parameter_is_in_one_group(backbone):
+    head = ProjectionHead(32, HeadSettings(prototypes=8, hidden=8, bottleneck=4))
+    optimizer = build_optimizer({"backbone": backbone, "head": head}, TrainSettings())
+    listed = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    wanted = [*backbone.parameters(), *head.parameters()]
+    assert len(listed) == len(wanted)
+    assert {id(parameter) for parameter in listed} == {id(parameter) for parameter in wanted}
+
+
+def test_rates_of_a_stage(backbone):
+    head = ProjectionHead(32, HeadSettings(prototypes=8, hidden=8, bottleneck=4))
+    optimizer = build_optimizer({"backbone": backbone, "head": head}, TrainSettings(layer_decay=1.0))
+    set_rates(optimizer, 1.0, backbone_factor=0.0, last_layer_frozen=True)
+    rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
+    assert rates[id(backbone.model.norm.weight)] == 0.0
+    assert rates[id(backbone.model.embeddings.patch_embeddings.weight)] == pytest.approx(0.2)
+    assert rates[id(head.last_layer.weight)] == 0.0
+    assert rates[id(head.mlp[0].weight)] == 1.0
+    set_rates(optimizer, 1.0, backbone_factor=0.5, last_layer_frozen=False)
+    rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
+    assert rates[id(backbone.model.norm.weight)] == 0.5
+    assert rates[id(head.last_layer.weight)] == 1.0
+
+
+def trainable(backbone):
+    return {name.removeprefix("model.") for name, p in backbone.named_parameters() if p.requires_grad}
+
+
+def test_stage_one_trains_the_patch_embedding_alone(backbone):
+    freeze_for_stage(backbone, TrainSettings(), stage_one=True)
+    assert trainable(backbone) == {"embeddings.patch_embeddings.weight", "embeddings.patch_embeddings.bias"}
+    freeze_for_stage(backbone, TrainSettings(), stage_one=False)
+    assert len(trainable(backbone)) == len(list(backbone.parameters()))
+
+
+def test_only_the_last_blocks_unfreeze_when_asked(backbone):
+    freeze_for_stage(backbone, TrainSettings(trainable_blocks=1), stage_one=False)
+    names = trainable(backbone)
+    assert any("layer.2." in name for name in names)
+    assert not any("layer.1." in name or "layer.0." in name for name in names)
+    assert "norm.weight" in names
+    assert "embeddings.cls_token" not in names
+
+
+def test_the_norm_is_over_everything_and_shows_nan():
+    first, second = (torch.nn.Parameter(torch.zeros(2)) for _ in range(2))
+    first.grad, second.grad = torch.tensor([3.0, 0.0]), torch.tensor([0.0, 4.0])
+    assert gradient_norm([first, second, torch.nn.Parameter(torch.zeros(1))]).item() == pytest.approx(5.0)
+    second.grad[0] = torch.nan
+    assert torch.isnan(gradient_norm([first, second]))
