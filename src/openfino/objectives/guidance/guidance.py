@@ -187,10 +187,12 @@ class Guidance(Term):
         self._norms = None
         if not self.settings.balance or not torch.is_grad_enabled():
             return torch.ones(len(losses), device=losses[0].device)
-        gradients = [
-            torch.autograd.grad(loss, feature, retain_graph=True)[0]
-            for loss, feature in zip(losses, features, strict=True)
-        ]
+        # A backward pass inside autocast would multiply matrices in half precision.
+        with torch.autocast(losses[0].device.type, enabled=False):
+            gradients = [
+                torch.autograd.grad(loss, feature, retain_graph=True)[0]
+                for loss, feature in zip(losses, features, strict=True)
+            ]
         self._norms = gradient_norms(gradients)
         scales = self.balance.scales(self._norms)
         for name, scale, norm in zip(self.factors, scales, self._norms, strict=True):

@@ -1,0 +1,78 @@
+import math
+
+import pytest
+import torch
+from make_views import make_views, take_images
+from torch import Tensor
+
+from openfino.objectives.koleo import KoleoTerm, koleo
+
+
+def naive(embeddings: Tensor, groups: list[list[int]]) -> float:
+    points = [[x / math.sqrt(sum(y * y for y in row)) for x in row] for row in embeddings.double().tolist()]
+    total, count = 0.0, 0
+    for group in groups:
+        for i in group:
+            total -= math.log(min(math.dist(points[i], points[j]) for j in group if j != i))
+            count += 1
+    return total / count
+
+
+@pytest.mark.parametrize(
+    ("size", "groups"),
+    [
+        (None, [list(range(8))]),
+        (4, [[0, 1, 2, 3], [4, 5, 6, 7]]),
+        (3, [[0, 1, 2], [3, 4, 5, 6, 7]]),  # the incomplete last group is joined to the one before
+        (20, [list(range(8))]),
+    ],
+)
+def test_matches_loops(size: int | None, groups: list[list[int]]) -> None:
+    embeddings = torch.randn(8, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    assert koleo(embeddings, size).item() == pytest.approx(naive(embeddings, groups), abs=1e-6)
+
+
+def test_gradient_reaches_both_ends() -> None:
+    embeddings = torch.randn(5, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    assert torch.autograd.gradcheck(koleo, embeddings.requires_grad_())
+
+
+def test_descending_spreads_the_embeddings() -> None:
+    embeddings = torch.randn(6, 4, generator=torch.Generator().manual_seed(2)) * 0.1 + 1
+    embeddings.requires_grad_()
+    before = koleo(embeddings)
+    (gradient,) = torch.autograd.grad(before, embeddings)
+    assert koleo(embeddings - 0.001 * gradient) < before
+
+
+@pytest.mark.parametrize("size", [None, 1])
+def test_a_row_without_neighbour_gives_a_zero_with_graph(size: int | None) -> None:
+    embeddings = torch.randn(1 if size is None else 4, 3, requires_grad=True)
+    value = koleo(embeddings, size)
+    value.backward()
+    assert value.item() == 0.0
+    assert torch.equal(embeddings.grad, torch.zeros_like(embeddings))
+
+
+def test_collapsed_embeddings_stay_finite() -> None:
+    embeddings = torch.ones(4, 3, requires_grad=True)
+    value = koleo(embeddings)
+    value.backward()
+    assert value.isfinite()
+    assert embeddings.grad.isfinite().all()
+
+
+def test_length_of_embeddings_does_not_matter() -> None:
+    embeddings = torch.randn(6, 4, generator=torch.Generator().manual_seed(3))
+    torch.testing.assert_close(koleo(embeddings * torch.arange(1, 7)[:, None]), koleo(embeddings))
+
+
+def test_term_sums_the_crops() -> None:
+    views = make_views()
+    torch.testing.assert_close(KoleoTerm()(views), koleo(views.global_cls[0]) + koleo(views.global_cls[1]))
+
+
+def test_order_of_images_does_not_matter() -> None:
+    views = make_views(images=5)
+    shuffled = take_images(views, torch.tensor([4, 0, 3, 1, 2]))
+    torch.testing.assert_close(KoleoTerm()(shuffled), KoleoTerm()(views))

@@ -1,0 +1,86 @@
+import math
+
+import pytest
+import torch
+
+from openfino.objectives.guidance.regression import Regressor, target_map
+
+
+@pytest.mark.parametrize(
+    ("kind", "output", "values", "targets"),
+    [
+        ("continuous", "sigmoid", [0.0, 0.25, 1.0], [0.0, 0.25, 1.0]),
+        ("continuous", "tanh", [0.0, 0.25, 1.0], [-1.0, -0.5, 1.0]),
+        ("vector", "tanh", [0.0, 0.25, 1.0], [-1.0, -0.5, 1.0]),
+        ("continuous", "identity", [0.0, 0.25, 1.0], [0.0, 0.25, 1.0]),
+        ("cyclic", "tanh", [-1.0, 0.0, 1.0], [-1.0, 0.0, 1.0]),
+        ("cyclic", "sigmoid", [-1.0, 0.0, 1.0], [0.0, 0.5, 1.0]),
+    ],
+)
+def test_targets_fill_the_range_of_the_output(
+    kind: str, output: str, values: list[float], targets: list[float]
+) -> None:
+    assert target_map(kind, output)(torch.tensor(values)).tolist() == targets
+
+
+def test_layers_match_loops() -> None:
+    regressor = Regressor(3, 2, hidden=[4, 5], output="sigmoid").eval()
+    features = torch.randn(2, 3, 3)
+    outputs = regressor(features, step=0)
+    for crop in range(2):
+        for image in range(3):
+            row = features[crop, image].tolist()
+            for number, layer in enumerate(regressor.layers):
+                row = [
+                    sum(w * x for w, x in zip(weights.tolist(), row, strict=True)) + bias
+                    for weights, bias in zip(layer.weight, layer.bias.tolist(), strict=True)
+                ]
+                if number < 2:
+                    row = [x * (1 + math.erf(x / math.sqrt(2))) / 2 for x in row]
+            expected = [1 / (1 + math.exp(-x)) for x in row]
+            assert outputs[crop, image].tolist() == pytest.approx(expected, abs=1e-6)
+
+
+def test_paper_widths() -> None:
+    widths = [(layer.in_features, layer.out_features) for layer in Regressor(7, 2).layers]
+    assert widths == [(7, 512), (512, 512), (512, 256), (256, 2)]
+
+
+@pytest.mark.parametrize(("output", "low", "high"), [("sigmoid", 0, 1), ("tanh", -1, 1)])
+def test_outputs_are_bounded(output: str, low: float, high: float) -> None:
+    outputs = Regressor(3, 2, output=output).eval()(1e4 * torch.randn(2, 50, 3), step=0)
+    assert outputs.min() >= low
+    assert outputs.max() <= high
+
+
+def test_weights_and_dropout_are_keyed() -> None:
+    before = torch.random.get_rng_state()
+    first, same, other = Regressor(3, 1, index=1), Regressor(3, 1, index=1), Regressor(3, 1, index=2)
+    features = torch.randn(2, 8, 3, generator=torch.Generator().manual_seed(0))
+    outputs = first(features, step=4)
+    assert torch.equal(torch.random.get_rng_state(), before)
+    assert torch.equal(outputs, same(features, step=4))
+    assert not torch.equal(outputs, same(features, step=5))
+    assert not torch.equal(first.layers[0].weight, other.layers[0].weight)
+
+
+def test_dropout_keeps_the_mean_and_drops_the_given_share() -> None:
+    regressor = Regressor(4, 1, hidden=[64], dropout=0.25)
+    scales = regressor._dropout_scale(torch.ones(2, 200, 64), step=0, layer=0)
+    assert scales.unique().tolist() == pytest.approx([0.0, 4 / 3])
+    assert (scales == 0).float().mean().item() == pytest.approx(0.25, abs=0.02)
+    assert not torch.equal(scales[0], scales[1])
+
+
+def test_no_dropout_in_evaluation_mode() -> None:
+    regressor = Regressor(3, 1).eval()
+    features = torch.randn(2, 8, 3)
+    assert torch.equal(regressor(features, step=0), regressor(features, step=1))
+
+
+def test_float32_under_autocast() -> None:
+    regressor = Regressor(3, 1)
+    features = torch.randn(2, 8, 3)
+    with torch.autocast("cpu", torch.bfloat16):
+        outputs = regressor(features, step=0)
+    assert torch.equal(outputs, regressor(features, step=0))

@@ -1,0 +1,80 @@
+import math
+
+import pytest
+import torch
+from make_views import make_views, take_images
+from torch import Tensor
+
+from openfino.objectives.sigreg import SigregTerm, random_directions, sigreg
+
+
+def naive(samples: Tensor, directions: Tensor, knots: int, limit: float) -> float:
+    """Trapezoid rule over all knots, both signs."""
+    grid = [-limit + 2 * limit * k / (knots - 1) for k in range(knots)]
+    total = 0.0
+    for direction in directions.T:
+        projected = [float(sample @ direction) for sample in samples]
+        heights = []
+        for w in grid:
+            real = sum(math.cos(w * p) for p in projected) / len(projected) - math.exp(-w * w / 2)
+            imaginary = sum(math.sin(w * p) for p in projected) / len(projected)
+            heights.append((real**2 + imaginary**2) * math.exp(-w * w / 2))
+        total += sum(
+            (a + b) / 2 * (v - u) for a, b, u, v in zip(heights, heights[1:], grid, grid[1:], strict=False)
+        )
+    return total / directions.shape[1]
+
+
+@pytest.mark.parametrize(("knots", "limit"), [(17, 5.0), (9, 3.0), (8, 2.0), (3, 1.0)])
+def test_matches_loops_over_all_knots(knots: int, limit: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    samples = torch.randn(6, 4, generator=generator, dtype=torch.float64)
+    directions = torch.nn.functional.normalize(
+        torch.randn(4, 5, generator=generator, dtype=torch.float64), dim=0
+    )
+    expected = naive(samples, directions, knots, limit)
+    assert sigreg(samples, directions, knots, limit).item() == pytest.approx(expected, rel=1e-12)
+
+
+def test_gradient() -> None:
+    directions = random_directions(3, 4, seed=0, step=0).double()
+    samples = torch.randn(4, 3, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda z: sigreg(z, directions), samples)
+
+
+def test_normal_samples_score_below_shifted_wide_and_collapsed_ones() -> None:
+    samples = torch.randn(512, 8, generator=torch.Generator().manual_seed(1))
+    directions = random_directions(8, 64, seed=0, step=0)
+    normal = sigreg(samples, directions)
+    for other in (samples + 0.5, samples * 2, samples * 0.1, torch.zeros_like(samples)):
+        assert sigreg(other, directions) > 5 * normal
+
+
+def test_descending_moves_samples_towards_the_normal_spread() -> None:
+    samples = 3 * torch.randn(256, 4, generator=torch.Generator().manual_seed(2))
+    samples.requires_grad_()
+    (gradient,) = torch.autograd.grad(sigreg(samples, random_directions(4, 64, 0, 0)), samples)
+    assert (gradient * samples).sum() > 0
+
+
+def test_directions_are_unit_and_keyed() -> None:
+    before = torch.random.get_rng_state()
+    directions = random_directions(5, 7, seed=3, step=11)
+    assert torch.equal(torch.random.get_rng_state(), before)
+    torch.testing.assert_close(directions.norm(dim=0), torch.ones(7))
+    assert torch.equal(directions, random_directions(5, 7, seed=3, step=11))
+    assert not torch.equal(directions, random_directions(5, 7, seed=3, step=12))
+    assert not torch.equal(directions, random_directions(5, 7, seed=4, step=11))
+
+
+def test_term_is_the_mean_over_crops_with_shared_directions() -> None:
+    views = make_views(step=5)
+    directions = random_directions(views.bottleneck.shape[-1], 16, seed=2, step=5)
+    expected = (sigreg(views.bottleneck[0], directions) + sigreg(views.bottleneck[1], directions)) / 2
+    torch.testing.assert_close(SigregTerm(directions=16, seed=2)(views), expected)
+
+
+def test_order_of_images_does_not_matter() -> None:
+    views = make_views(images=5)
+    shuffled = take_images(views, torch.tensor([4, 0, 3, 1, 2]))
+    torch.testing.assert_close(SigregTerm()(shuffled), SigregTerm()(views))
