@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from polars import CompatLevel
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -201,6 +200,8 @@ class ViewLoader:
             prefetch_factor=_PREFETCH if workers else None,
             multiprocessing_context=_process_context() if workers else None,
             pin_memory=pin_memory,
+            # Without its own it would advance the global stream.
+            generator=torch.Generator(),
         )
 
     def __len__(self) -> int:
@@ -231,7 +232,7 @@ def _process_context() -> Any:
     """How workers start.
 
     Never by forking this process: it has threads (PyTorch's, polars') whose locks a fork copies in whatever
-    state they are. A fork server imports PyTorch once for all workers.
+    state they are. A fork server, started fresh, imports PyTorch once for all workers.
     """
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
@@ -244,6 +245,9 @@ class _PathTable:
     """The image paths of the training rows as two tensors per column, which workers share, not copy."""
 
     def __init__(self, manifest: "Manifest", rows: np.ndarray) -> None:
+        # Not at the top: importing polars starts threads, and the fork server imports this module.
+        from polars import CompatLevel
+
         self._root = manifest.root
         self._columns: list[tuple[Tensor, Tensor]] = []
         for column in manifest.path_columns:

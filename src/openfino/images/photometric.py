@@ -138,7 +138,8 @@ def _where(active: Tensor, images: Tensor, operation: Callable[..., Tensor], *pa
         return torch.where(active.view(-1, 1, 1, 1), operation(images, *parameters), images)
     piece = max(1, _CPU_PIECE // images[0].numel())
     for index in active.nonzero().squeeze(1).split(piece):
-        images[index] = operation(images[index], *(values[index] for values in parameters))
+        chosen = images.index_select(0, index)
+        images.index_copy_(0, index, operation(chosen, *(values[index] for values in parameters)))
     return images
 
 
@@ -157,7 +158,7 @@ def _per_channel(images: Tensor, contrast: Tensor, brightness: Tensor, keep: Ten
 def _jitter(images: Tensor, brightness: Tensor, contrast: Tensor) -> Tensor:
     images = images.mul(_column(brightness)).clamp_(max=1.0)
     mean = (luma(images) if images.shape[1] == 3 else images).mean(dim=(1, 2, 3), keepdim=True)
-    return torch.lerp(mean, images, _column(contrast)).clamp_(0.0, 1.0)
+    return images.mul_(_column(contrast)).add_(mean * (1 - _column(contrast))).clamp_(0.0, 1.0)
 
 
 def _jitter_colour(
@@ -180,7 +181,9 @@ def _to_gray(images: Tensor) -> Tensor:
 
 
 def _solarise(images: Tensor) -> Tensor:
-    return torch.where(images >= _SOLARISE_THRESHOLD, 1 - images, images)
+    # |1 - x| where bright, |0 - x| elsewhere: a few times faster than torch.where on a CPU.
+    bright = (images >= _SOLARISE_THRESHOLD).to(images.dtype)
+    return bright.sub_(images).abs_()
 
 
 def shift_hue(images: Tensor, shift: Tensor) -> Tensor:
@@ -188,22 +191,25 @@ def shift_hue(images: Tensor, shift: Tensor) -> Tensor:
 
     Args:
         images: [N, 3, H, W] RGB in [0, 1].
-        shift: [N], in turns.
+        shift: [N], in turns, within [-1/6, 1/6].
     """
     red, green, blue = images.unbind(1)
     value = images.amax(1)
     chroma = value - images.amin(1)
     scale = chroma.clamp(min=1e-8).reciprocal_()
-    sixths = torch.where(
-        value == red,
-        (green - blue) * scale,
-        torch.where(value == green, (blue - red) * scale + 2, (red - green) * scale + 4),
-    )
-    sixths.add_(6 * shift.view(-1, 1, 1))
+    # Hue in sixths of a turn, [-1, 5]: the last of these whose channel is the largest. Products with 0 and 1
+    # take the place of torch.where, which is several times slower on a CPU.
+    hue = (red - green).mul_(scale).add_(4)
+    for channel, numerator, offset in ((green, blue - red, 2), (red, green - blue, 0)):
+        largest = channel.eq(value).to(images.dtype)
+        hue.add_(numerator.mul_(scale).add_(offset).sub_(hue).mul_(largest))
+    hue.add_(6 * shift.view(-1, 1, 1))
     out = torch.empty_like(images)
-    for channel, offset in enumerate((5.0, 3.0, 1.0)):
-        distance = torch.remainder(sixths + offset, 6.0)
-        drop = torch.minimum(distance, 4 - distance).clamp_(0.0, 1.0)
+    # A channel falls below the value with its distance from its complement on the circle of six: cyan (3) for
+    # red, magenta (5, or -1) for green, yellow (1) for blue.
+    for channel, complement in enumerate((3, 5, 1)):
+        distance = (hue - complement).abs_().sub_(3).abs_().neg_().add_(3)
+        drop = distance.neg_().add_(2).clamp_(0.0, 1.0)
         torch.addcmul(value, chroma, drop, value=-1, out=out[:, channel])
     return out
 
