@@ -40,7 +40,9 @@ def test_a_given_weight_wins_over_the_rule():
 
 
 def test_all_problems_come_at_once_with_suggestions():
-    found = problems(train={"stepz": 3, "lr": -1}, views={"global_scale": [0.5, 0.1]}, factors={"a": {"rol": "x"}})
+    found = problems(
+        train={"stepz": 3, "lr": -1}, views={"global_scale": [0.5, 0.1]}, factors={"a": {"rol": "x"}}
+    )
     text = "\n".join(map(str, found))
     assert "train.stepz: unknown key. Did you mean 'steps'?" in text
     assert "factors.a.rol: unknown key. Did you mean 'role'?" in text
@@ -77,7 +79,9 @@ def test_a_preset_lies_under_the_users_keys():
 
 
 def test_merge_replaces_a_model_whole():
-    merged = merge({"model": {"source": "a"}, "train": {"a": 1}}, {"model": {"config": {}}, "train": {"b": 2}})
+    merged = merge(
+        {"model": {"source": "a"}, "train": {"a": 1}}, {"model": {"config": {}}, "train": {"b": 2}}
+    )
     assert merged == {"model": {"config": {}}, "train": {"a": 1, "b": 2}}
 
 

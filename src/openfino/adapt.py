@@ -23,7 +23,7 @@ from openfino.models.backbone import Backbone, LoadReport, fit_channels, pretrai
 from openfino.models.drop_path import install_drop_path
 from openfino.models.ema import make_teacher
 from openfino.models.licence import licence_of
-from openfino.models.store import LoadedModel, model_folder, quiet_transformers, save_backbone
+from openfino.models.store import model_folder, quiet_transformers, save_backbone
 from openfino.objectives.guidance.guidance import GuidedFactor
 from openfino.objectives.objective import build_objective
 from openfino.preflight import Preflight, encode_factors, preflight
@@ -78,8 +78,10 @@ def adapt(
     preprocessing = Preprocessing(
         size=recipe.views.global_size, normalization=recipe.images.normalization, channels=ready.channels
     )
-    run = build_run(recipe, backbone, factors, vocabularies, device, world)
-    provenance = describe_provenance(recipe, ready, vocabularies, backbone)
+    guided = guided_factors(factors)
+    run = build_run(recipe, backbone, guided, device, world)
+    run.factors = {name: factors[name] for name in guided}
+    provenance = describe_provenance(recipe, ready, backbone)
     prober = Prober(recipe, ready.manifest, preprocessing, provenance, device)
     if world.is_main:
         save_vocabularies(recipe.out / VOCABULARY_FILE, vocabularies)
@@ -152,7 +154,9 @@ def choose_device(name: str) -> torch.device:
         raise OpenfinoError(f"train.device: {name!r} is no device; write auto, cpu or cuda") from None
     if device.type == "cuda":
         if not torch.cuda.is_available():
-            raise OpenfinoError("train.device: cuda was asked for but this machine has none; write auto or cpu")
+            raise OpenfinoError(
+                "train.device: cuda was asked for but this machine has none; write auto or cpu"
+            )
         device = torch.device("cuda", device.index or World.from_environment().local_rank)
         torch.cuda.set_device(device)
     return device
@@ -173,17 +177,9 @@ def starting_backbone(recipe: Recipe, channels: list[str]) -> tuple[Backbone, Lo
     return backbone, fit_channels(backbone, report, len(channels))
 
 
-def build_run(
-    recipe: Recipe,
-    backbone: Backbone,
-    factors: Mapping[str, EncodedFactor],
-    vocabularies: Mapping[str, Vocabulary],
-    device: torch.device,
-    world: World,
-) -> Run:
-    """Student, teacher, objective and optimizer, with every random weight drawn from the recipe's seed."""
-    install_drop_path(backbone.model, recipe.train.drop_path)
-    guided = {
+def guided_factors(factors: Mapping[str, EncodedFactor]) -> dict[str, GuidedFactor]:
+    """What guidance must know of every factor that is not only watched."""
+    return {
         name: GuidedFactor(
             name=name,
             role=factor.spec.role,
@@ -195,6 +191,17 @@ def build_run(
         for name, factor in factors.items()
         if factor.spec.role != "watched"
     }
+
+
+def build_run(
+    recipe: Recipe,
+    backbone: Backbone,
+    guided: Mapping[str, GuidedFactor],
+    device: torch.device,
+    world: World,
+) -> Run:
+    """Student, teacher, objective and optimizer, with every random weight drawn from the recipe's seed."""
+    install_drop_path(backbone.model, recipe.train.drop_path)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(keyed_seed(recipe.seed, Purpose.INIT, 1))
         student = Student(backbone, recipe.objective)
@@ -211,15 +218,12 @@ def build_run(
         teacher=teacher,
         optimizer=build_optimizer(modules, recipe.train),
         schedules=Schedules(recipe.train, recipe.objective.teacher_temperature),
-        factors={name: factors[name] for name in guided},
         device=device,
         world=world,
     )
 
 
-def describe_provenance(
-    recipe: Recipe, ready: Preflight, vocabularies: Mapping[str, Vocabulary], backbone: Backbone
-) -> dict[str, Any]:
+def describe_provenance(recipe: Recipe, ready: Preflight, backbone: Backbone) -> dict[str, Any]:
     """Facts for the model card."""
     source = recipe.model.source
     return {

@@ -9,7 +9,9 @@ from openfino.preflight import preflight
 from openfino.recipe import load_recipe
 
 
-def check_source(source: Path, overrides: Sequence[str] = (), *, decode: bool = False) -> tuple[list[Problem], str]:
+def check_source(
+    source: Path, overrides: Sequence[str] = (), *, decode: bool = False
+) -> tuple[list[Problem], str]:
     """Problems of ``source`` and a line that describes it.
 
     Args:
@@ -27,8 +29,12 @@ def check_source(source: Path, overrides: Sequence[str] = (), *, decode: bool = 
         ready = preflight(recipe)
     except InputProblemsError as error:
         return error.problems, f"{source}: manifest {recipe.manifest}"
-    lines = [f"{source}: {len(ready.rows):,} of {len(ready.manifest):,} rows train; {', '.join(ready.channels)}"]
-    lines += [f"  {name}: {spec.role}, {spec.kind}. {ready.reasons[name]}" for name, spec in ready.specs.items()]
+    lines = [
+        f"{source}: {len(ready.rows):,} of {len(ready.manifest):,} rows train; {', '.join(ready.channels)}"
+    ]
+    lines += [
+        f"  {name}: {spec.role}, {spec.kind}. {ready.reasons[name]}" for name, spec in ready.specs.items()
+    ]
     problems = []
     if decode:
         problems = check_manifest(

@@ -76,10 +76,15 @@ def check(
 def adapt(
     recipe: Annotated[Path, typer.Argument(help="The recipe (.yaml).")],
     overrides: Annotated[
-        list[str] | None, typer.Argument(help="key=value, laid over the recipe: train.steps=100 factors.plate=spurious")
+        list[str] | None,
+        typer.Argument(help="key=value, laid over the recipe: train.steps=100 factors.plate=spurious"),
     ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Continue the run in the folder, if there is one.")] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Delete the run in the folder and start anew.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue the run in the folder, if there is one.")
+    ] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Delete the run in the folder and start anew.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Adapt a backbone to the images of a manifest. Also starts under torchrun."""
@@ -91,7 +96,9 @@ def adapt(
 
     try:
         console = Console(stderr=as_json)
-        summary = run_adapt(load_recipe(recipe, overrides or []), resume=resume, overwrite=overwrite, console=console)
+        summary = run_adapt(
+            load_recipe(recipe, overrides or []), resume=resume, overwrite=overwrite, console=console
+        )
         if as_json and current_world().is_main:
             typer.echo(json.dumps(summary, indent=1))
     finally:
@@ -105,9 +112,13 @@ def probe(
     label: Annotated[str, typer.Option(help="Column with the task label.")],
     split: Annotated[str, typer.Option(help="Column that names the split of each row.")] = "split",
     train: Annotated[str, typer.Option(help="Split on which probes are fitted.")] = "train",
-    test: Annotated[list[str] | None, typer.Option(help="Split to score; may be repeated. Default: all others.")] = None,
+    test: Annotated[
+        list[str] | None, typer.Option(help="Split to score; may be repeated. Default: all others.")
+    ] = None,
     group: Annotated[str | None, typer.Option(help="Column for worst-group accuracy.")] = None,
-    leakage: Annotated[list[str] | None, typer.Option(help="Factor to read from the features; may be repeated.")] = None,
+    leakage: Annotated[
+        list[str] | None, typer.Option(help="Factor to read from the features; may be repeated.")
+    ] = None,
     k: Annotated[int, typer.Option(min=1, help="Neighbours of kNN.")] = 20,
     batch_size: BatchSize = 64,
     device: Device = "auto",

@@ -107,7 +107,9 @@ def _channels(recipe: Recipe, manifest: Manifest, problems: list[Problem]) -> li
             continue  # unreadable files are reported one by one elsewhere
     if count is None:
         if len(manifest):
-            problems.append(Problem("images", "none of the first 20 images can be read", "See the list above"))
+            problems.append(
+                Problem("images", "none of the first 20 images can be read", "See the list above")
+            )
         return list(given or [])
     if given is not None and len(given) != count:
         what = f"{len(given)} names are given but the images have {count} channels"
@@ -116,7 +118,9 @@ def _channels(recipe: Recipe, manifest: Manifest, problems: list[Problem]) -> li
     normalization = recipe.images.normalization
     if normalization == "imagenet" and count != 3:
         what = f"'imagenet' is for 3 channels; these images have {count}"
-        problems.append(Problem("images.normalization", what, "Write normalization: zscore, or give mean and std"))
+        problems.append(
+            Problem("images.normalization", what, "Write normalization: zscore, or give mean and std")
+        )
     if isinstance(normalization, GivenNormalization):
         for key in ("mean", "std"):
             if len(getattr(normalization, key)) != count:
@@ -161,5 +165,7 @@ def _budget_problems(recipe: Recipe, rows: int) -> list[Problem]:
     if rows == 1:
         problems.append(Problem("manifest", "only one image trains", "Self-supervision needs many"))
     if recipe.train.batch_size < 2:
-        problems.append(Problem("train.batch_size", "1 image per step", "Give at least 2; the terms compare images"))
+        problems.append(
+            Problem("train.batch_size", "1 image per step", "Give at least 2; the terms compare images")
+        )
     return problems

@@ -39,7 +39,9 @@ class Prober:
     def start(self, backbone: Backbone, step: int) -> None:
         """Probe the starting backbone, or read the earlier probes of a run that resumes at ``step``."""
         if self.path.is_file():
-            records = [json.loads(line) for line in self.path.read_text(encoding="utf-8").splitlines() if line]
+            records = [
+                json.loads(line) for line in self.path.read_text(encoding="utf-8").splitlines() if line
+            ]
             self.history = [record for record in records if record["step"] <= step]
             self._write()
         if not self.history:
@@ -80,7 +82,11 @@ class Prober:
 
     def describe_baseline(self) -> str:
         """One line about the starting backbone."""
-        scores = {name: value for name, value in _flat(self.history[0]).items() if name.endswith(self.recipe.probe.metric)}
+        scores = {
+            name: value
+            for name, value in _flat(self.history[0]).items()
+            if name.endswith(self.recipe.probe.metric)
+        }
         return "starting backbone: " + ", ".join(f"{name[6:]} {value:.3f}" for name, value in scores.items())
 
     def table(self) -> Table:
@@ -118,7 +124,7 @@ class Prober:
 
 def _flat(record: Mapping[str, Any]) -> dict[str, float]:
     """One number per name, for the log: ``probe/test_ood/knn/macro_f1``, ``probe/leakage/plate/knn_accuracy``."""
-    flat = {}
+    flat: dict[str, float] = {}
     for split, result in (record["label"] or {"splits": {}})["splits"].items():
         for method, scores in result["scores"].items():
             flat |= {f"probe/{split}/{method}/{metric}": value for metric, value in scores.items()}

@@ -55,7 +55,9 @@ class ModelSettings(Section):
     @model_validator(mode="after")
     def _one_source(self) -> Self:
         if (self.source is None) == (self.config is None):
-            raise ValueError("give exactly one of 'source' (hub name or folder) and 'config' (random weights)")
+            raise ValueError(
+                "give exactly one of 'source' (hub name or folder) and 'config' (random weights)"
+            )
         return self
 
 

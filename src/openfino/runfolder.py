@@ -48,18 +48,20 @@ def claim_folder(recipe: Recipe, *, resume: bool, overwrite: bool) -> Path | Non
     checkpoint = None
     if occupied and not is_run:
         raise OpenfinoError(
-            f"out: {folder} is not empty and is not a run of openfino; nothing in it was touched. Choose another folder"
+            f"out: {folder} is not empty and is not a run of openfino; nothing in it was touched. "
+            "Choose another folder"
         )
     if occupied and not (resume or overwrite):
         raise OpenfinoError(
-            f"out: {folder} already holds a run. Write --resume to continue it, --overwrite to start it anew, or choose "
-            "another folder"
+            f"out: {folder} already holds a run. Write --resume to continue it, --overwrite to start it "
+            "anew, or choose another folder"
         )
     if occupied and overwrite and not resume:
         shutil.rmtree(folder)
     elif occupied:
         _refuse_other_recipe(recipe, yaml.safe_load((folder / RECIPE_FILE).read_text(encoding="utf-8")))
-        checkpoint = (list_checkpoints(folder / "checkpoints") or [None])[-1]
+        found = list_checkpoints(folder / "checkpoints")
+        checkpoint = found[-1] if found else None
     folder.mkdir(parents=True, exist_ok=True)
     (folder / RECIPE_FILE).write_text(dump_recipe(recipe), encoding="utf-8")
     return checkpoint
@@ -68,14 +70,30 @@ def claim_folder(recipe: Recipe, *, resume: bool, overwrite: bool) -> Path | Non
 def _refuse_other_recipe(recipe: Recipe, stored: dict[str, Any]) -> None:
     before, now = _flatten(stored), _flatten(recipe.model_dump(mode="json"))
     free = set(FREE_ON_RESUME)
-    if recipe.train.schedule == "constant" and recipe.train.steps >= before.get("train.steps", 0):
-        free.add("train.steps")  # constant schedules may be extended
-    changed = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key) and key not in free]
+    if _may_be_extended(recipe) and recipe.train.steps >= before.get("train.steps", 0):
+        free.add("train.steps")
+    changed = [
+        key
+        for key in sorted(before.keys() | now.keys())
+        if before.get(key) != now.get(key) and key not in free
+    ]
     if changed:
         shown = ", ".join(f"{key} ({before.get(key)} -> {now.get(key)})" for key in changed[:10])
         raise OpenfinoError(
-            f"cannot resume {recipe.out}: the recipe differs in {shown}. Put these back, or start a new run in another folder"
+            f"cannot resume {recipe.out}: the recipe differs in {shown}. "
+            "Put these back, or start a new run in another folder"
         )
+
+
+def _may_be_extended(recipe: Recipe) -> bool:
+    """Whether no schedule depends on the number of steps, so that a longer run begins exactly like a shorter one."""
+    start, end = recipe.train.teacher_momentum
+    return (
+        recipe.train.schedule == "constant"
+        and start == end
+        and recipe.objective.teacher_temperature.warmup_steps is not None
+        and (not recipe.guided or recipe.objective.guidance.ramp == "constant")
+    )
 
 
 def _flatten(value: Any, prefix: str = "") -> dict[str, Any]:

@@ -108,7 +108,7 @@ def _read_delimited(file: Path, separator: str) -> tuple[pl.DataFrame, np.ndarra
 
 
 def _lines(frame: pl.DataFrame, first: int) -> np.ndarray:
-    """The line of each row, of which the first stands in line ``first``: quoted cells may hold line breaks."""
+    """The line of each row, the first in line ``first``: quoted cells may hold line breaks."""
     breaks = np.zeros(len(frame), dtype=np.int64)
     for column in frame:
         if column.str.contains("\n", literal=True).any():

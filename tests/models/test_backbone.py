@@ -24,7 +24,11 @@ def load(folder, **options):
 def test_tokens_are_split_in_order(tiny_config):
     backbone = random_backbone(tiny_config, 3, seed=0)
     tokens = backbone(torch.randn(2, 3, 16, 32))
-    assert (tokens.cls.shape, tokens.registers.shape, tokens.patches.shape) == ((2, 32), (2, 2, 32), (2, 8, 32))
+    assert (tokens.cls.shape, tokens.registers.shape, tokens.patches.shape) == (
+        (2, 32),
+        (2, 2, 32),
+        (2, 8, 32),
+    )
 
 
 def test_a_mask_hides_the_pixels_below_it(tiny_config):

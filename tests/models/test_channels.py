@@ -1,7 +1,7 @@
 import pytest
 import torch
-from golden_data import golden_cases
 
+from golden_data import golden_cases
 from openfino.models.backbone import random_backbone
 from openfino.models.channels import expand_channels, expand_filters
 

@@ -1,8 +1,8 @@
 import pytest
 import torch
-from golden_data import golden_cases
 from torch.nn import functional as F
 
+from golden_data import golden_cases
 from openfino.models.head import ProjectionHead
 from openfino.recipe import HeadSettings
 
@@ -48,7 +48,13 @@ def test_the_head_agrees_with_the_authors():
         )
         head = ProjectionHead(hparams["in_dim"], settings)
         prefix = f"{case.name}/params/"
-        head.load_state_dict({key[len(prefix) :]: case[key[len(case.name) + 1 :]] for key in case.tensors if key.startswith(prefix)})
+        head.load_state_dict(
+            {
+                key[len(prefix) :]: case[key[len(case.name) + 1 :]]
+                for key in case.tensors
+                if key.startswith(prefix)
+            }
+        )
         tokens = case["x"].requires_grad_()
         logits, bottleneck = head(tokens)
         torch.testing.assert_close(logits, case["out"], rtol=1e-5, atol=1e-6)

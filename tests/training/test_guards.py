@@ -52,7 +52,9 @@ def test_feature_rank_counts_the_directions():
     basis = torch.eye(8)
     points = torch.cat([basis[:4], -basis[:4]])
     assert feature_rank(points).item() == pytest.approx(4.0, abs=1e-3)
-    assert feature_rank(torch.ones(8, 1) * basis[:1] * torch.linspace(-1, 1, 8)[:, None]).item() == pytest.approx(1.0)
+    assert feature_rank(
+        torch.ones(8, 1) * basis[:1] * torch.linspace(-1, 1, 8)[:, None]
+    ).item() == pytest.approx(1.0)
     assert feature_rank(torch.ones(6, 8)).item() == pytest.approx(1.0)
 
 
@@ -65,7 +67,8 @@ def test_entropy_is_relative_to_uniform():
 
 
 @pytest.mark.parametrize(
-    ("rank", "entropy", "advice"), [(1.2, 0.5, "koleo"), (30.0, 0.999, "unit_norm_prototypes"), (30.0, 0.5, None)]
+    ("rank", "entropy", "advice"),
+    [(1.2, 0.5, "koleo"), (30.0, 0.999, "unit_norm_prototypes"), (30.0, 0.5, None)],
 )
 def test_a_lasting_collapse_is_said_once_with_a_remedy(rank, entropy, advice):
     watch = CollapseWatch()

@@ -1,8 +1,8 @@
 import math
 
 import pytest
-from golden_data import golden_cases
 
+from golden_data import golden_cases
 from openfino.recipe import TemperatureSettings, TrainSettings
 from openfino.training.schedules import Schedules, cosine, linear_ramp
 
@@ -33,7 +33,9 @@ def test_the_rate_scales_with_the_root_of_the_batch():
 def test_the_backbone_is_frozen_then_ramps():
     plan = schedules(steps=100, freeze_steps=10, unfreeze_ramp_steps=5, warmup_steps=0)
     assert [plan.backbone_factor(step) for step in (0, 9)] == [0.0, 0.0]
-    assert [plan.backbone_factor(step) for step in (10, 12, 14, 15, 99)] == pytest.approx([0.2, 0.6, 1.0, 1.0, 1.0])
+    assert [plan.backbone_factor(step) for step in (10, 12, 14, 15, 99)] == pytest.approx(
+        [0.2, 0.6, 1.0, 1.0, 1.0]
+    )
     assert plan.backbone_frozen(9)
     assert not plan.backbone_frozen(10)
 

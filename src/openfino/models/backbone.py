@@ -90,7 +90,11 @@ class Backbone(nn.Module):
         """Recompute each block in the backward pass instead of keeping its activations."""
         # Renamed in transformers 5.2x; the old name goes in version 6.
         new_name = hasattr(self.model, "activation_checkpointing_enable")
-        enable = self.model.activation_checkpointing_enable if new_name else self.model.gradient_checkpointing_enable
+        enable = (
+            self.model.activation_checkpointing_enable
+            if new_name
+            else self.model.gradient_checkpointing_enable
+        )
         enable({"use_reentrant": False})
 
     def forward(self, pixels: Tensor, masks: Tensor | None = None) -> Tokens:
@@ -111,7 +115,10 @@ def backbone_config(settings: Mapping[str, Any], channels: int) -> DINOv3ViTConf
     if unknown:
         raise OpenfinoError(f"model.config: DINOv3ViTConfig does not know {', '.join(unknown)}")
     config = DINOv3ViTConfig(**{**settings, "num_channels": channels})
-    if config.hidden_size % config.num_attention_heads or config.hidden_size // config.num_attention_heads % 4:
+    if (
+        config.hidden_size % config.num_attention_heads
+        or config.hidden_size // config.num_attention_heads % 4
+    ):
         raise OpenfinoError(
             f"model.config: hidden_size {config.hidden_size} over {config.num_attention_heads} attention heads "
             "must give a head dimension divisible by 4 (rotary positions use two axes of pairs)"
@@ -135,7 +142,7 @@ def pretrained_backbone(source: str, *, allow_partial: bool = False) -> tuple[Ba
     """
     try:
         config = DINOv3ViTConfig.from_pretrained(source)
-        model, info = DINOv3ViTModel.from_pretrained(
+        loaded: Any = DINOv3ViTModel.from_pretrained(
             source, config=config, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True
         )
     except (OSError, ValueError) as error:
@@ -143,6 +150,7 @@ def pretrained_backbone(source: str, *, allow_partial: bool = False) -> tuple[Ba
         raise OpenfinoError(
             f"model.source: cannot load {source!r} as a DINOv3 vision transformer from this {kind}: {error}"
         ) from None
+    model, info = loaded
     # A mismatched tensor is listed as (name, shape there, shape here) and keeps its random values: not a match.
     mismatched = sorted(str(item[0]) for item in info.get("mismatched_keys", ()))
     missing = sorted({*map(str, info["missing_keys"]), *mismatched})

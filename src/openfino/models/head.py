@@ -1,5 +1,7 @@
 """DINO and iBOT projection heads (dinov3.md section 2.1)."""
 
+from itertools import pairwise
+
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -17,7 +19,7 @@ class ProjectionHead(nn.Module):
         super().__init__()
         widths = [embed_dim, *[settings.hidden] * (settings.layers - 1), settings.bottleneck]
         layers: list[nn.Module] = []
-        for before, after in zip(widths[:-1], widths[1:], strict=True):
+        for before, after in pairwise(widths):
             layers += [nn.Linear(before, after), nn.GELU()]
         self.mlp = nn.Sequential(*layers[:-1])
         self.last_layer = nn.Linear(settings.bottleneck, settings.prototypes, bias=False)

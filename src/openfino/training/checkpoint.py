@@ -20,7 +20,7 @@ from openfino.errors import OpenfinoError
 PREFIX = "step_"
 
 
-def optimizer_tensors(optimizer: torch.optim.Optimizer, names: Mapping[nn.Parameter, str]) -> dict[str, Tensor]:
+def optimizer_tensors(optimizer: torch.optim.Optimizer, names: Mapping[Tensor, str]) -> dict[str, Tensor]:
     """The optimizer's state as ``<parameter name>/<state name>``; parameters that never stepped have none."""
     tensors = {}
     for parameter, state in optimizer.state.items():
@@ -51,7 +51,10 @@ def save_checkpoint(
     partial = folder / f".{final.name}.partial"
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    save_file({name: value.detach().contiguous() for name, value in tensors.items()}, partial / "tensors.safetensors")
+    save_file(
+        {name: value.detach().contiguous() for name, value in tensors.items()},
+        partial / "tensors.safetensors",
+    )
     (partial / "state.json").write_text(json.dumps({"step": step, **state}), encoding="utf-8")
     shutil.rmtree(final, ignore_errors=True)
     os.replace(partial, final)
@@ -67,7 +70,9 @@ def list_checkpoints(folder: Path) -> list[Path]:
 
 def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Tensors (on the CPU) and state of a checkpoint folder."""
-    return load_file(path / "tensors.safetensors"), json.loads((path / "state.json").read_text(encoding="utf-8"))
+    return load_file(path / "tensors.safetensors"), json.loads(
+        (path / "state.json").read_text(encoding="utf-8")
+    )
 
 
 def strip(tensors: Mapping[str, Tensor], root: str) -> dict[str, Tensor]:
@@ -78,7 +83,9 @@ def strip(tensors: Mapping[str, Tensor], root: str) -> dict[str, Tensor]:
     """
     found = {name[len(root) + 1 :]: value for name, value in tensors.items() if name.startswith(f"{root}/")}
     if not found:
-        raise OpenfinoError(f"the checkpoint holds nothing under {root!r}: it was not written by this version")
+        raise OpenfinoError(
+            f"the checkpoint holds nothing under {root!r}: it was not written by this version"
+        )
     return found
 
 

@@ -78,7 +78,7 @@ def stop_non_finite(step: int, cause: str, replay: Path) -> OpenfinoError:
 
 @torch.no_grad()
 def feature_rank(features: Tensor) -> Tensor:
-    """RankMe: exp of the entropy of the normalised singular values of ``features`` [n, D], a scalar in [1, min(n, D)]."""
+    """RankMe of ``features`` [n, D]: exp of the entropy of the normalised singular values, in [1, min(n, D)]."""
     centred = features.float() - features.float().mean(dim=0)
     values = torch.linalg.svdvals(centred)
     shares = values / values.sum().clamp_min(1e-12)

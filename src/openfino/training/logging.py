@@ -28,7 +28,9 @@ def read_metrics(path: Path) -> list[dict[str, float]]:
 class RunLog:
     """Writes metrics and shows progress; does nothing on ranks other than the main one."""
 
-    def __init__(self, folder: Path, *, start_step: int, total_steps: int, console: Console, active: bool) -> None:
+    def __init__(
+        self, folder: Path, *, start_step: int, total_steps: int, console: Console, active: bool
+    ) -> None:
         self.active = active
         self.console = console
         self.total_steps = total_steps
@@ -40,7 +42,7 @@ class RunLog:
         kept = [record for record in read_metrics(path) if record["step"] < start_step]
         path.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
         self._file = path.open("a", encoding="utf-8")
-        from torch.utils.tensorboard import SummaryWriter  # noqa: PLC0415  slow import, needed here alone
+        from torch.utils.tensorboard import SummaryWriter
 
         self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=start_step)
         self._progress = Progress(

@@ -46,9 +46,9 @@ class Run:
     teacher: Student
     optimizer: torch.optim.Optimizer
     schedules: Schedules
-    factors: Mapping[str, EncodedFactor]
     device: torch.device
     world: World
+    factors: Mapping[str, EncodedFactor] = field(default_factory=dict)
     log: RunLog = field(default_factory=RunLog.silent)
     on_probe: Hook | None = None
     on_checkpoint: Callable[[int], None] | None = None

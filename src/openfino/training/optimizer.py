@@ -31,7 +31,7 @@ def decays(name: str, parameter: Tensor) -> bool:
 
 
 def backbone_groups(backbone: Backbone, train: TrainSettings) -> Mapping[str, GroupKey]:
-    """Group of every backbone parameter: decay^(L + 1 - id), id 0 for embeddings, i + 1 for block i, L + 1 for the norm."""
+    """Group of every parameter: decay^(L + 1 - id), id 0 for embeddings, i + 1 for block i, L + 1 for the norm."""
     depth = int(backbone.config.num_hidden_layers)
     groups = {}
     for name, parameter in backbone.named_parameters():

@@ -73,7 +73,9 @@ def encode_views(backbone: Backbone, views: Tensor, masks: Tensor | None = None)
     """Tokens of ``views`` [V, B, C, H, W] with the same two leading dimensions."""
     crops, images = views.shape[:2]
     tokens = backbone(views.flatten(0, 1), None if masks is None else masks.flatten(0, 1))
-    return Tokens(*(part.unflatten(0, (crops, images)) for part in (tokens.cls, tokens.registers, tokens.patches)))
+    return Tokens(
+        *(part.unflatten(0, (crops, images)) for part in (tokens.cls, tokens.registers, tokens.patches))
+    )
 
 
 @torch.no_grad()

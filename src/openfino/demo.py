@@ -1,0 +1,269 @@
+"""``openfino demo``: the whole of openfino on a drawn data set, in minutes on two CPU cores.
+
+sample -> check -> adapt (a plain self-supervised arm and a guided arm, from the same start, side by side) -> probes in
+and out of distribution -> export -> a table, ``results.json`` and one HTML page.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from openfino.check import check_source
+from openfino.errors import InputProblemsError, OpenfinoError
+from openfino.export import export_huggingface
+from openfino.images.preprocess import Preprocessing
+from openfino.keyed import Purpose, keyed_seed
+from openfino.models.backbone import random_backbone
+from openfino.models.store import save_backbone
+from openfino.report.demo_page import write_demo_page
+from openfino.sampledata import draw_sample
+from openfino.training.logging import read_metrics
+
+CHANNELS = ["nucleus", "protein", "microtubules", "er"]
+SIZE = 48
+BACKBONE = {
+    "hidden_size": 128,
+    "num_hidden_layers": 5,
+    "num_attention_heads": 4,
+    "intermediate_size": 512,
+    "patch_size": 8,
+    "image_size": SIZE,
+    "num_register_tokens": 1,
+}
+TESTS = ("test_id", "test_ood")
+METHODS = ("knn", "linear")
+# Why these roles (docs/demo.md): the antibody is what the pattern depends on; the plate is a batch effect, but each
+# plate carries one cell line and its own panel of antibodies, so erasing it would erase part of the antibody too.
+GUIDED_FACTORS: dict[str, dict[str, Any]] = {
+    "antibody": {"role": "informative", "kind": "discrete", "weight": 0.3},
+    "plate": {"role": "watched", "kind": "discrete"},
+}
+PLAIN_FACTORS = {name: {**factor, "role": "watched"} for name, factor in GUIDED_FACTORS.items()}
+ARMS: dict[str, dict[str, dict[str, Any]]] = {"ssl": PLAIN_FACTORS, "fino": GUIDED_FACTORS}
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How much the demo does: images of the sample, steps and images per step of each arm."""
+
+    images: int = 2400
+    steps: int = 200
+    batch_size: int = 64
+
+
+def run_demo(
+    out: Path,
+    *,
+    overwrite: bool = False,
+    seed: int = 0,
+    budget: Budget = Budget(),
+    console: Console | None = None,
+) -> dict[str, Any]:
+    """Run the demo in ``out`` and return what is in ``out/results.json``.
+
+    Raises:
+        OpenfinoError: if ``out`` is not empty (and not an earlier demo to overwrite), or an arm fails.
+    """
+    console = console or Console()
+    started = time.perf_counter()
+    _claim(out, overwrite=overwrite)
+
+    console.print("[bold]1. sample[/]  a drawn screen: 60 antibodies, 10 patterns, plates with batch effects")
+    manifest = draw_sample(out / "data", images=budget.images, seed=0, workers=min(os.cpu_count() or 1, 2))
+    start = random_start(out / "start", seed)
+    recipes = {arm: write_recipe(out, arm, start, seed, budget) for arm in ARMS}
+
+    console.print("[bold]2. check[/]   every problem of table, files and factors at once")
+    for recipe in recipes.values():
+        problems, summary = check_source(recipe)
+        if problems:
+            raise InputProblemsError(problems)
+    console.print(f"   no problems. {summary.splitlines()[0]}", highlight=False)
+
+    console.print(
+        "[bold]3. adapt[/]   two arms from the same start: plain SSL, and FINO guided by the antibody"
+    )
+    train_arms(recipes, budget.steps, console)
+
+    console.print("[bold]4. export[/]  the guided backbone as a Hugging Face folder")
+    exported = export_huggingface(out / "fino", out / "export", overwrite=True)
+    console.print(f"   {exported}", highlight=False)
+
+    results = collect_results(out)
+    results["export"] = str(out / "export")
+    results["seconds"] = round(time.perf_counter() - started, 1)
+    (out / "results.json").write_text(json.dumps(results, indent=1), encoding="utf-8")
+    page = write_demo_page(out, manifest, results)
+    console.print(result_table(results))
+    console.print(
+        f"{results['seconds']:.0f} s. The page: {page}   The model: {out / 'export'}", highlight=False
+    )
+    return results
+
+
+def random_start(folder: Path, seed: int) -> Path:
+    """A small vision transformer with random weights, from which both arms start."""
+    backbone = random_backbone(BACKBONE, len(CHANNELS), keyed_seed(seed, Purpose.INIT))
+    preprocessing = Preprocessing(size=(SIZE, SIZE), normalization="zscore", channels=CHANNELS)
+    save_backbone(
+        folder, backbone, preprocessing, {"source": None, "parent": {"source": None, "licence": None}}
+    )
+    return folder
+
+
+def write_recipe(out: Path, arm: str, start: Path, seed: int, budget: Budget) -> Path:
+    """The recipe of one arm: the two differ in the role of the antibody alone."""
+    recipe = {
+        "preset": "small",
+        "manifest": "data/manifest.csv",
+        "out": arm,
+        "model": start.name,
+        "seed": seed,
+        "train_split": ["train"],
+        "images": {"channels": CHANNELS, "normalization": "zscore"},
+        "views": {
+            "preset": "fluorescence",
+            "protein_channel": "protein",
+            "global_size": SIZE,
+            "local_size": SIZE // 2,
+            "local_count": 4,
+        },
+        "factors": ARMS[arm],
+        "train": {
+            "steps": budget.steps,
+            "batch_size": budget.batch_size,
+            "workers": 0,
+            "threads": max((os.cpu_count() or 2) // len(ARMS), 1),
+            "checkpoint_every": budget.steps,
+            "device": "cpu",
+        },
+        "probe": {
+            "label": "localization",
+            "split": "split",
+            "train": "train",
+            "tests": list(TESTS),
+            "every": max(budget.steps // 4, 1),
+        },
+    }
+    path = out / f"{arm}.yaml"
+    path.write_text(yaml.safe_dump(recipe, sort_keys=False), encoding="utf-8")
+    return path
+
+
+def train_arms(recipes: Mapping[str, Path], steps: int, console: Console) -> None:
+    """Train the arms side by side, each in its own process on its share of the cores.
+
+    A backbone this small gains little from a second thread, so two processes finish sooner than two runs in turn.
+
+    Raises:
+        OpenfinoError: with the last lines of its log, if an arm fails.
+    """
+    processes, logs = {}, {}
+    for arm, recipe in recipes.items():
+        logs[arm] = recipe.with_suffix(".log").open("w", encoding="utf-8")
+        command = [sys.executable, "-m", "openfino.cli", "adapt", str(recipe)]
+        processes[arm] = subprocess.Popen(command, stdout=logs[arm], stderr=subprocess.STDOUT)
+    columns = (
+        TextColumn("   {task.description:5}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
+    try:
+        with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+            tasks = {arm: progress.add_task(arm, total=steps, note="starting") for arm in recipes}
+            announced = dict.fromkeys(recipes, 0)
+            while any(process.poll() is None for process in processes.values()):
+                time.sleep(1.0)
+                for arm, recipe in recipes.items():
+                    done, note = _progress_of(recipe.parent / arm)
+                    progress.update(tasks[arm], completed=done, note=note)
+                    if not console.is_terminal and 4 * done // steps > announced[arm]:
+                        announced[arm] = 4 * done // steps
+                        console.print(f"   {arm}: step {done} of {steps}  {note}", highlight=False)
+    finally:
+        for arm, process in processes.items():
+            if process.poll() is None:
+                process.terminate()
+            process.wait()
+            logs[arm].close()
+    for arm, process in processes.items():
+        if process.returncode:
+            tail = recipes[arm].with_suffix(".log").read_text(encoding="utf-8")[-2000:]
+            raise OpenfinoError(f"the arm {arm} failed (exit code {process.returncode}):\n{tail}")
+
+
+def collect_results(out: Path) -> dict[str, Any]:
+    """Scores of the three arms from the probes that the runs kept: the start is the frozen arm."""
+    probes = {arm: _read_lines(out / arm / "probes.jsonl") for arm in ARMS}
+    records = {"frozen": probes["ssl"][0], "ssl": probes["ssl"][-1], "fino": probes["fino"][-1]}
+    return {"arms": {arm: _scores(record) for arm, record in records.items()}}
+
+
+def _scores(record: Mapping[str, Any]) -> dict[str, Any]:
+    splits = record["label"]["splits"]
+    scores: dict[str, Any] = {
+        split: {method: {"macro_f1": splits[split]["scores"][method]["macro_f1"]} for method in METHODS}
+        for split in TESTS
+    }
+    scores["leakage"] = {
+        name: {key: reading[key] for key in ("knn_accuracy", "majority", "chance")}
+        for name, reading in record["leakage"].items()
+    }
+    return scores
+
+
+def result_table(results: Mapping[str, Any]) -> Table:
+    """The three arms on the terminal."""
+    table = Table(title="macro-F1 of the localisation pattern on frozen features", title_justify="left")
+    table.add_column("arm")
+    for split in TESTS:
+        for method in METHODS:
+            table.add_column(f"{split}\n{method}", justify="right")
+    table.add_column("plate read\nby kNN", justify="right")
+    for arm, scores in results["arms"].items():
+        cells = [f"{scores[split][method]['macro_f1']:.3f}" for split in TESTS for method in METHODS]
+        table.add_row(arm, *cells, f"{scores['leakage']['plate']['knn_accuracy']:.3f}")
+    table.caption = "test_ood: plates that training never saw"
+    return table
+
+
+def _progress_of(run: Path) -> tuple[int, str]:
+    """Steps done and a note, from the run's metrics so far."""
+    records = [record for record in read_metrics(run / "metrics.jsonl") if "loss/total" in record]
+    if not records:
+        return 0, "starting"
+    last = records[-1]
+    return int(last["step"]) + 1, f"loss {last['loss/total']:.2f}"
+
+
+def _read_lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def _claim(out: Path, *, overwrite: bool) -> None:
+    """Make ``out`` empty: only a folder that looks like an earlier demo is ever cleared."""
+    if out.exists() and any(out.iterdir()):
+        is_demo = (out / "data" / "manifest.csv").is_file()
+        if not overwrite or not is_demo:
+            hint = (
+                "write --overwrite to replace the earlier demo"
+                if is_demo
+                else "choose another folder with --out"
+            )
+            raise OpenfinoError(f"{out} is not empty; {hint}")
+        shutil.rmtree(out)
+    out.mkdir(parents=True, exist_ok=True)

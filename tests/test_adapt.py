@@ -1,0 +1,250 @@
+import json
+import subprocess
+import sys
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+from openfino.factors.encode import load_vocabularies
+from PIL import Image
+
+from openfino.errors import InputProblemsError, OpenfinoError
+from openfino.models.store import load_model
+from openfino.training.checkpoint import list_checkpoints, load_checkpoint
+from runs import command, environment, kill_at_step, losses, recipe_file, run_tiny, tiny_settings
+
+
+def test_a_run_leaves_everything_that_is_promised(image_set, tmp_path):
+    out = tmp_path / "run"
+    summary = run_tiny(image_set, out)
+    assert summary["steps"] == 8
+    assert summary["images_seen"] == 64
+    assert (summary["skipped_steps"], summary["unreadable_rows"]) == (0, [])
+    for name in ("recipe.yaml", "environment.json", "factors.json", "metrics.jsonl", "summary.json"):
+        assert (out / name).is_file(), name
+    assert list((out / "tensorboard").iterdir())
+    records = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert [record["step"] for record in records] == list(range(8))
+    expected = {
+        "loss/total", "loss/dino", "loss/ibot", "loss/sigreg", "loss/guidance", "gradient_norm", "guidance/ramp",
+        "guidance/site/accuracy", "guidance/site/valid_fraction", "guidance/dose/mae", "guidance/dose/gradient_norm",
+        "watch/feature_rank", "watch/target_entropy", "schedule/lr", "count/skipped_steps", "speed/data_wait",
+    }  # fmt: skip
+    assert expected <= records[0].keys()
+    model = load_model(out)
+    assert model.preprocessing.size == (32, 32)
+    assert model.provenance["factors"]["site"] == {"role": "informative", "kind": "discrete"}
+
+
+def test_the_teacher_is_what_is_saved(image_set, tmp_path):
+    run_tiny(image_set, tmp_path / "run")
+    tensors, _ = load_checkpoint(list_checkpoints(tmp_path / "run" / "checkpoints")[-1])
+    saved = load_model(tmp_path / "run").backbone.state_dict()
+    for name, value in saved.items():
+        assert torch.equal(value, tensors[f"teacher/backbone.{name}"]), name
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_killed_run_resumes_bit_for_bit(image_set, tmp_path, workers):
+    changes = {"train": {"steps": 12, "workers": workers, "drop_path": 0.2}}
+    run_tiny(image_set, tmp_path / "straight", **changes)
+    settings = tiny_settings(image_set, tmp_path / "killed", **changes)
+    kill_at_step(recipe_file(tmp_path, settings), tmp_path / "killed", step=7 + workers)
+    summary = run_tiny(image_set, tmp_path / "killed", resume=True, **changes)
+    assert summary["steps"] == 12
+    straight, killed = losses(tmp_path / "straight"), losses(tmp_path / "killed")
+    assert list(killed) == list(range(12))
+    assert killed == straight
+    assert_same_weights(tmp_path / "straight", tmp_path / "killed")
+
+
+def assert_same_weights(first, second):
+    one, other = (load_checkpoint(list_checkpoints(out / "checkpoints")[-1])[0] for out in (first, second))
+    assert one.keys() == other.keys()
+    for name, value in one.items():
+        assert torch.equal(value, other[name]), name
+
+
+def test_two_processes_give_the_losses_and_weights_of_one(image_set, tmp_path):
+    # Frozen first, so that DDP wraps twice; 30 % of the sites missing, so that valid counts differ by rank.
+    table = pl.read_csv(image_set)
+    generator = np.random.default_rng(1)
+    for column in ("site", "dose"):
+        kept = pl.Series(generator.random(len(table)) > 0.3)
+        table = table.with_columns(pl.when(kept).then(pl.col(column)).otherwise(None).alias(column))
+    table.write_csv(image_set)
+    changes = {
+        "train": {"steps": 5, "freeze_steps": 2, "drop_path": 0.3, "clip_norm": 1e9, "checkpoint_every": 2}
+    }
+    changes["objective"] = {"koleo": {"weight": 0.1}, "guidance": {"regressor_dropout": 0.5}}
+    run_tiny(image_set, tmp_path / "one", **changes)
+    settings = tiny_settings(image_set, tmp_path / "two", **changes)
+    recipe = recipe_file(tmp_path, settings)
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    done = subprocess.run(
+        [*launcher, *command(recipe)[1:]],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    one, two = losses(tmp_path / "one"), losses(tmp_path / "two")
+    assert list(one) == list(two) == list(range(5))
+    for step, values in one.items():
+        for name, value in values.items():
+            assert two[step][name] == pytest.approx(value, rel=1e-5, abs=1e-6), (step, name)
+    first, second = (
+        load_checkpoint(list_checkpoints(tmp_path / name / "checkpoints")[-1])[0] for name in ("one", "two")
+    )
+    for name, value in first.items():
+        torch.testing.assert_close(second[name], value, rtol=1e-4, atol=1e-5, msg=name)
+
+
+def test_accumulated_pieces_see_the_targets_of_the_whole_batch(image_set, tmp_path):
+    plain = {"factors": {}, "objective": {"koleo": {"weight": 0}}}
+    run_tiny(image_set, tmp_path / "whole", train={"steps": 3}, **plain)
+    run_tiny(
+        image_set, tmp_path / "pieces", train={"steps": 3, "accumulate": 3}, **plain
+    )  # 8 images in 3, 3, 2
+    whole, pieces = losses(tmp_path / "whole"), losses(tmp_path / "pieces")
+    for step, values in whole.items():
+        for name, value in values.items():
+            assert pieces[step][name] == pytest.approx(value, rel=2e-5), (step, name)
+
+
+def test_stage_one_moves_the_patch_embedding_and_heads_only(image_set, tmp_path):
+    changes = {"train": {"steps": 6, "freeze_steps": 3, "checkpoint_every": 3, "keep_checkpoints": 9}}
+    run_tiny(image_set, tmp_path / "run", **changes)
+    first, last = (load_checkpoint(path)[0] for path in list_checkpoints(tmp_path / "run" / "checkpoints"))
+    start = first["model/student.backbone.model.norm.weight"]
+    assert torch.equal(start, torch.ones_like(start))
+    assert "optimizer/student.backbone.model.norm.weight/exp_avg" not in first
+    assert "optimizer/student.backbone.model.embeddings.patch_embeddings.weight/exp_avg" in first
+    assert not torch.equal(last["model/student.backbone.model.norm.weight"], start)
+
+
+def test_a_run_with_missing_values_trains_every_term(image_set, tmp_path):
+    table = pl.read_csv(image_set)
+    table = table.with_columns(
+        site=pl.when(pl.int_range(pl.len()) % 3 == 0).then(None).otherwise(pl.col("site"))
+    )
+    table.write_csv(image_set)
+    run_tiny(image_set, tmp_path / "run")
+    records = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    fractions = [record["guidance/site/valid_fraction"] for record in records]
+    assert 0.3 < sum(fractions) / len(fractions) < 0.9
+    assert all(np.isfinite(record["loss/total"]) for record in records)
+
+
+def test_a_resumed_run_on_a_grown_table_keeps_every_value_on_its_row(image_set, tmp_path):
+    out = tmp_path / "run"
+    changes = {"train": {"steps": 3, "schedule": "constant", "teacher_momentum": [0.9, 0.9]}}
+    changes["objective"] = {"guidance": {"ramp": "constant"}}
+    run_tiny(image_set, out, **changes)
+    before = load_vocabularies(out / "factors.json")["site"]
+    bank = "model/objective.terms.guidance.heads.factor:site.prototypes"
+    old = load_checkpoint(list_checkpoints(out / "checkpoints")[-1])[0][bank]
+    table = pl.read_csv(image_set)
+    grown = pl.concat([table.with_columns(site=pl.lit("another site")), table])  # the new value comes first
+    grown = grown.with_columns(
+        path=pl.when(pl.int_range(pl.len()) < len(table))
+        .then("images/../" + pl.col("path"))
+        .otherwise(pl.col("path"))
+    )
+    grown.write_csv(image_set)
+    changes["train"]["steps"] = 6
+    run_tiny(image_set, out, resume=True, **changes)
+    after = load_vocabularies(out / "factors.json")["site"]
+    assert after.values[: len(before.values)] == before.values
+    assert after.values[len(before.values) :] == ["another site"]
+    new = load_checkpoint(list_checkpoints(out / "checkpoints")[-1])[0][bank]
+    assert new.shape[0] == old.shape[0] + 1
+    cosine = torch.nn.functional.cosine_similarity(new[: len(old)], old)
+    assert cosine.min() > 0.9  # moved a little by three steps, never swapped
+
+
+def test_a_corrupt_image_is_replaced_and_counted(image_set, tmp_path):
+    (image_set.parent / "images" / "000.png").write_bytes(b"\x89PNG broken")
+    summary = run_tiny(image_set, tmp_path / "run")
+    assert summary["unreadable_rows"] == [0]
+    assert summary["steps"] == 8
+
+
+def test_images_smaller_than_a_crop_are_enlarged(image_set, tmp_path):
+    for path in (image_set.parent / "images").iterdir():
+        Image.open(path).resize((20, 12)).save(path)
+    assert run_tiny(image_set, tmp_path / "run", train={"steps": 2})["steps"] == 2
+
+
+def test_a_factor_with_one_value_is_refused_before_training(image_set, tmp_path):
+    table = pl.read_csv(image_set).with_columns(site=pl.lit("only"))
+    table.write_csv(image_set)
+    with pytest.raises(InputProblemsError, match="site"):
+        run_tiny(image_set, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_everything_wrong_is_said_before_training(image_set, tmp_path):
+    with pytest.raises(InputProblemsError) as caught:
+        run_tiny(
+            image_set,
+            tmp_path / "run",
+            factors={"sight": "informative"},
+            views={"local_size": 17, "protein_channel": "green"},
+            images={"channels": ["a", "b"]},
+            train_split=["trian"],
+            probe={"label": "lable"},
+        )
+    text = str(caught.value)
+    for word in ("sight", "views.local_size", "[16, 16]", "green", "images.channels", "trian", "lable"):
+        assert word in text, word
+    assert not (tmp_path / "run").exists()
+
+
+def test_three_bad_steps_stop_the_run_with_a_replay(image_set, tmp_path):
+    # Float images that hold NaN: nothing before the loss can see it.
+    table = pl.read_csv(image_set)
+    for index in range(len(table)):
+        np.save(image_set.parent / f"{index}.npy", np.full((3, 32, 32), np.nan, dtype=np.float32))
+    table.with_columns(path=pl.Series([f"{index}.npy" for index in range(len(table))])).write_csv(image_set)
+    with pytest.raises(OpenfinoError, match=r"3 steps in a row.*NaN or infinite pixels.*saved in"):
+        run_tiny(image_set, tmp_path / "run")
+    (replay,) = (tmp_path / "run" / "replay").iterdir()
+    content = torch.load(replay, weights_only=True)
+    assert content["step"] == 2
+    assert len(content["rows"]) == 8
+    records = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [record["count/skipped_steps"] for record in records] == [1, 2]
+
+
+def test_the_best_backbone_is_kept_and_retention_is_told(image_set, tmp_path):
+    probe = {"label": "label", "val": "val", "tests": ["test"], "every": 2, "k": 3}
+    summary = run_tiny(image_set, tmp_path / "run", probe=probe)
+    history = [json.loads(line) for line in (tmp_path / "run" / "probes.jsonl").read_text().splitlines()]
+    assert [record["step"] for record in history] == [0, 2, 4, 6, 8]
+    assert summary["probes"]["before"]["step"] == 0
+    assert summary["probes"]["after"]["step"] == 8
+    best = max(history, key=lambda record: record["selection"])
+    stored = json.loads((tmp_path / "run" / "best" / "openfino.json").read_text())
+    assert stored["provenance"]["steps"] == best["step"]
+    assert summary["model"].endswith("best")
+
+
+def test_probing_changes_nothing(image_set, tmp_path):
+    run_tiny(image_set, tmp_path / "plain", train={"steps": 4})
+    run_tiny(image_set, tmp_path / "probed", train={"steps": 4}, probe={"label": "label", "every": 1, "k": 3})
+    assert losses(tmp_path / "plain") == losses(tmp_path / "probed")
+
+
+def test_a_started_model_folder_and_channels(image_set, tmp_path):
+    run_tiny(image_set, tmp_path / "first", train={"steps": 2})
+    second = run_tiny(
+        image_set,
+        tmp_path / "second",
+        train={"steps": 2},
+        model={"source": str(tmp_path / "first"), "config": None},
+    )
+    assert second["weights"]["matched"] == second["weights"]["total"]
