@@ -142,13 +142,14 @@ def test_ramp_of_a_long_run() -> None:
 @pytest.mark.parametrize("case", ["forward_a", "forward_b"])
 @pytest.mark.parametrize(("key", "factor"), [("p1", 1.0), ("p037", 0.37), ("m1", -1.0)])
 def test_prototypes(case: str, key: str, factor: float, dtype: torch.dtype) -> None:
-    """Their concentration stands for our temperature; their stored prototypes are not unit vectors."""
+    """Their concentration, one per value, stands for our temperature; their prototypes are not unit vectors."""
     golden = golden_case("prototypical_head.safetensors", case)
     features = leaf(golden, "student_cls", dtype)
     prototypes = F.normalize(golden["centroids"].to(dtype), dim=-1)
     temperature = golden["concentration"].to(dtype).clamp(min=golden.hparams["phi_min"])
     seen = torch.ones(len(prototypes), dtype=torch.bool)
-    logits = prototype_logits(scale_gradient(features, factor), prototypes, seen, temperature)
+    scaled = prototypes / temperature[:, None]
+    logits = prototype_logits(scale_gradient(features, factor), scaled, seen, temperature=1.0)
     loss = F.cross_entropy(logits, golden["labels"])
     loss.backward()
     check(golden, loss, f"lambda_{key}/loss")

@@ -30,8 +30,7 @@ def sinkhorn(logits: Tensor, temperature: float, iterations: int = 3) -> Tensor:
         raise ValueError(f"iterations must be at least 1, not {iterations}")
     scores = logits.float() / temperature
     scores -= _log_mass_of_prototypes(scores)
-    scores -= scores.logsumexp(dim=1, keepdim=True)
-    probs = scores.exp_()
+    probs = scores.softmax(dim=1)
     for _ in range(iterations - 1):
         probs /= sum_over_ranks(probs.sum(dim=0))
         probs /= probs.sum(dim=1, keepdim=True)
@@ -40,6 +39,6 @@ def sinkhorn(logits: Tensor, temperature: float, iterations: int = 3) -> Tensor:
 
 def _log_mass_of_prototypes(scores: Tensor) -> Tensor:
     """Log of the sum of exp(scores) [n, K] over the samples of all ranks -> [K]."""
-    lowest = scores.new_full((1, scores.shape[1]), -torch.inf)
-    largest = max_over_ranks(torch.cat([scores, lowest]).amax(dim=0))
-    return largest + sum_over_ranks((scores - largest).exp().sum(dim=0)).log()
+    own = scores.logsumexp(dim=0)  # minus infinity on a rank without samples
+    largest = max_over_ranks(own)
+    return largest + sum_over_ranks((own - largest).exp()).log()

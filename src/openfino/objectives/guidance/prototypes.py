@@ -5,24 +5,22 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 
-def prototype_logits(
-    features: Tensor, prototypes: Tensor, seen: Tensor, temperature: float | Tensor
-) -> Tensor:
+def prototype_logits(features: Tensor, prototypes: Tensor, seen: Tensor, temperature: float) -> Tensor:
     """Cosine similarities over the temperature; minus infinity for values without a prototype.
 
     Args:
         features: [..., D], normalised here.
         prototypes: unit rows [M, D].
         seen: bool [M]; which values have a prototype. If none has, all logits are finite.
-        temperature: one for all values, or one per value [M].
+        temperature: tau.
 
     Returns:
         [..., M] in the dtype of ``features``.
     """
-    closed = ~seen & seen.any()
+    # One product and no further pass over [..., M]: the bank may hold a million rows.
+    bias = prototypes.new_zeros(len(seen)).masked_fill(~seen & seen.any(), -torch.inf)
     with torch.autocast(features.device.type, enabled=False):
-        cosines = F.normalize(features, dim=-1) @ prototypes.T
-        return (cosines / temperature).masked_fill(closed, -torch.inf)
+        return F.linear(F.normalize(features, dim=-1) / temperature, prototypes, bias)
 
 
 class PrototypeBank(nn.Module):
