@@ -207,10 +207,10 @@ def shift_hue(images: Tensor, shift: Tensor) -> Tensor:
     out = torch.empty_like(images)
     # A channel falls below the value with its distance from its complement on the circle of six: cyan (3) for
     # red, magenta (5, or -1) for green, yellow (1) for blue.
-    for channel, complement in enumerate((3, 5, 1)):
+    for index, complement in enumerate((3, 5, 1)):
         distance = (hue - complement).abs_().sub_(3).abs_().neg_().add_(3)
         drop = distance.neg_().add_(2).clamp_(0.0, 1.0)
-        torch.addcmul(value, chroma, drop, value=-1, out=out[:, channel])
+        torch.addcmul(value, chroma, drop, value=-1, out=out[:, index])
     return out
 
 
