@@ -19,7 +19,7 @@ from torch import Tensor
 
 from openfino.errors import OpenfinoError
 from openfino.factors.batch import FactorBatch
-from openfino.factors.numbers import Period
+from openfino.factors.numbers import Period, Reading
 from openfino.factors.spec import FactorSpec, read_factor_column
 from openfino.recipe import FactorKind
 from openfino.tables import value_keys
@@ -135,8 +135,8 @@ def fit_vocabulary(table: pl.DataFrame, spec: FactorSpec) -> Vocabulary:
         counts = tuple(counted[value] for value in values)
         _refuse_constant(spec, len(values) < 2)
         return Vocabulary("discrete", values, counts, count=sum(counts), n_missing=len(table) - sum(counts))
-    numbers, valid, is_time = _read_dimensions(table, spec)
-    known = numbers[valid]
+    numbers, valid, readings = _read_dimensions(table, spec)
+    known, is_time = numbers[valid], tuple(reading.is_time for reading in readings)
     _refuse_constant(spec, len(known) == 0)
     count, n_missing = len(known), len(table) - len(known)
     minimum, maximum = tuple(known.min(axis=0).tolist()), tuple(known.max(axis=0).tolist())
@@ -160,20 +160,16 @@ def encode(table: pl.DataFrame, spec: FactorSpec, vocabulary: Vocabulary) -> Enc
     vocabulary.check(spec)
     if vocabulary.kind == "discrete":
         return _encode_discrete(table, spec, vocabulary)
-    numbers, valid, _ = _read_dimensions(table, spec, vocabulary.is_time)
-    present = np.all([table[column].is_not_null().to_numpy() for column in spec.columns], axis=0)
-    unseen = int((present & ~valid).sum())
+    numbers, valid, readings = _read_dimensions(table, spec, vocabulary.is_time)
+    unseen = int(np.any([reading.unreadable.to_numpy() for reading in readings], axis=0).sum())
     numbers[~valid] = 0.0
     clamped = 0
     if vocabulary.kind == "cyclic":
         angle = 2 * math.pi * numbers
         encoded = np.concatenate([np.sin(angle), np.cos(angle)], axis=1)
     else:
-        low, high = np.array(vocabulary.minimum), np.array(vocabulary.maximum)
-        inside = np.clip(numbers, low, high)
-        clamped = int((valid & (inside != numbers).any(axis=1)).sum())
-        # Halves, because the difference of two float64 may overflow.
-        encoded = (inside / 2 - low / 2) / (high / 2 - low / 2)
+        encoded, outside = _to_unit(numbers, vocabulary)
+        clamped = int((valid & outside).sum())
     values = torch.from_numpy(encoded.astype(np.float32))
     return EncodedFactor(spec, vocabulary, values, torch.from_numpy(valid), unseen, clamped)
 
@@ -209,9 +205,10 @@ def load_vocabularies(path: Path) -> dict[str, Vocabulary]:
 
 
 def _from_json(fields: dict[str, Any]) -> Vocabulary:
-    return Vocabulary(
-        **{key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()}
-    )
+    frozen: dict[str, Any] = {
+        key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()
+    }
+    return Vocabulary(**frozen)
 
 
 def _count_values(column: pl.Series) -> dict[str, int]:
@@ -221,14 +218,23 @@ def _count_values(column: pl.Series) -> dict[str, int]:
 
 def _read_dimensions(
     table: pl.DataFrame, spec: FactorSpec, is_time: tuple[bool, ...] | None = None
-) -> tuple[np.ndarray, np.ndarray, tuple[bool, ...]]:
-    """Float64 [N, n], NaN where null; valid bool [N] where no dimension is; whether each column holds times."""
+) -> tuple[np.ndarray, np.ndarray, list[Reading]]:
+    """Numbers float64 [N, n], NaN where null; valid bool [N] where no dimension is; the columns' readings."""
     asked = is_time or (None,) * len(spec.columns)
     readings = [
         read_factor_column(table[name], spec, flag) for name, flag in zip(spec.columns, asked, strict=True)
     ]
     numbers = np.stack([reading.numbers.to_numpy() for reading in readings], axis=1)
-    return numbers, ~np.isnan(numbers).any(axis=1), tuple(reading.is_time for reading in readings)
+    return numbers, ~np.isnan(numbers).any(axis=1), readings
+
+
+def _to_unit(numbers: np.ndarray, vocabulary: Vocabulary) -> tuple[np.ndarray, np.ndarray]:
+    """Map [N, n] from the vocabulary's range to [0, 1]; also which rows lay outside it, bool [N]."""
+    low, high = np.array(vocabulary.minimum), np.array(vocabulary.maximum)
+    inside = np.clip(numbers, low, high)
+    with np.errstate(over="ignore"):
+        scale = np.where(np.isfinite(high - low), 1.0, 0.5)
+    return (inside * scale - low * scale) / (high * scale - low * scale), (inside != numbers).any(axis=1)
 
 
 def _encode_discrete(table: pl.DataFrame, spec: FactorSpec, vocabulary: Vocabulary) -> EncodedFactor:
