@@ -137,9 +137,10 @@ def _where(active: Tensor, images: Tensor, operation: Callable[..., Tensor], *pa
     if images.device.type != "cpu":
         return torch.where(active.view(-1, 1, 1, 1), operation(images, *parameters), images)
     piece = max(1, _CPU_PIECE // images[0].numel())
-    for index in active.nonzero().squeeze(1).split(piece):
-        chosen = images.index_select(0, index)
-        images.index_copy_(0, index, operation(chosen, *(values[index] for values in parameters)))
+    chosen = active.nonzero().squeeze(1)
+    for index in chosen.split(piece) if chosen.numel() else ():
+        changed = operation(images.index_select(0, index), *(values[index] for values in parameters))
+        images.index_copy_(0, index, changed)
     return images
 
 
