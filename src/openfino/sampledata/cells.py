@@ -7,13 +7,14 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+from scipy.spatial.distance import cdist
 
 from openfino.sampledata.screen import CellLine
 from openfino.sampledata.textures import Array, smoothstep
 
 FIELD = 50.0  # side of the field of view
 MARGIN = 9.0  # cells whose centre lies this far outside are drawn too
-_ANGLES = 128
+_ANGLES = 512
 _MAX_NUCLEOLI = 5
 
 
@@ -69,8 +70,8 @@ def build_scene(rng: np.random.Generator, line: CellLine, side: int) -> Scene:
     # A neighbour that comes close flattens a nucleus.
     envelope = _smooth_minimum(_nuclear_distance(rng, cells, line, owner, x, y), edge - np.float32(0.5), 2.5)
     nucleolus = np.minimum(_nucleolar_distance(rng, cells, line, owner, x, y), envelope - np.float32(0.7))
-    dome: Array = 0.30 + 0.70 * np.exp(-((np.minimum(envelope, 0.0) / np.float32(5.0)) ** 2))
-    rounded: Array = 1.0 - np.exp(-np.maximum(edge, 0.0) / np.float32(1.6))
+    dome: Array = np.exp(-((np.minimum(envelope, 0.0) / np.float32(5.0)) ** 2))
+    rounded: Array = np.exp(-np.maximum(edge, 0.0) / np.float32(1.6))
     cell = smoothstep(edge, 0.8)
     return Scene(
         side=side,
@@ -83,7 +84,7 @@ def build_scene(rng: np.random.Generator, line: CellLine, side: int) -> Scene:
         nucleolus=nucleolus,
         cell=cell,
         nucleus=smoothstep(envelope, 0.7),
-        thickness=cell * dome * rounded,
+        thickness=cell * (0.30 + 0.70 * dome) * (1.0 - rounded),
     )
 
 
@@ -108,14 +109,16 @@ def _place_cells(rng: np.random.Generator, line: CellLine) -> Cells:
 
 def _scatter(rng: np.random.Generator, line: CellLine) -> npt.NDArray[np.float64]:
     """Centres [n, 2], most of a diameter apart, thinned to the line's confluence; one near the middle."""
-    points = rng.uniform(-MARGIN, FIELD + MARGIN, size=(260, 2))
+    points = rng.uniform(-MARGIN, FIELD + MARGIN, size=(200, 2))
     points[0] = FIELD * rng.uniform(0.3, 0.7, size=2)
-    distance = np.linalg.norm(points[:, None] - points[None, :], axis=2)
+    distance = cdist(points, points)
     spacing = 0.79 * line.diameter
     chosen: list[int] = []
+    free = np.ones(len(points), dtype=bool)
     for index in range(len(points)):
-        if not chosen or distance[index, chosen].min() > spacing:
+        if free[index]:
             chosen.append(index)
+            free &= distance[index] > spacing
     kept = max(1, round(len(chosen) * min(1.0, line.confluence * rng.uniform(0.75, 1.15))))
     if line.colony:  # islands: the cells nearest to the first one stay
         chosen.sort(key=lambda index: distance[index, 0] * rng.uniform(0.85, 1.15))
@@ -123,18 +126,18 @@ def _scatter(rng: np.random.Generator, line: CellLine) -> npt.NDArray[np.float64
 
 
 def _radii(rng: np.random.Generator, count: int, irregularity: float, harmonics: int) -> Array:
-    """Relative radius of smooth closed outlines, tabulated over the angle: [n, _ANGLES]."""
+    """Relative radius of smooth closed outlines, tabulated over angles from -pi to pi: [n, _ANGLES + 1]."""
     order = np.arange(2, harmonics + 2)
     amplitude = rng.normal(0.0, irregularity, (count, harmonics)) / (order - 1) ** 0.75
     phase = rng.uniform(0.0, 2.0 * np.pi, (count, harmonics))
-    angle = np.linspace(0.0, 2.0 * np.pi, _ANGLES, endpoint=False)
+    angle = np.linspace(-np.pi, np.pi, _ANGLES + 1)
     waves = np.cos(order[None, :, None] * angle + phase[:, :, None])
     return np.exp((amplitude[:, :, None] * waves).sum(axis=1)).astype(np.float32)
 
 
 def _angle_index(y: npt.NDArray[np.floating], x: npt.NDArray[np.floating]) -> npt.NDArray[np.intp]:
     turn = np.arctan2(y, x) * np.float32(_ANGLES / (2.0 * np.pi))
-    return np.rint(turn).astype(np.intp) % _ANGLES
+    return np.rint(turn + np.float32(_ANGLES // 2)).astype(np.intp)
 
 
 def _partition(

@@ -2,8 +2,9 @@
 
 import csv
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
 from functools import lru_cache
 from multiprocessing import get_context
 from pathlib import Path
@@ -68,13 +69,11 @@ def draw_sample(
         OpenfinoError: if ``out`` is not empty and ``overwrite`` is not set, or a number is out of range.
     """
     out = Path(out)
-    _check_numbers(images, size, workers)
+    _check_numbers(images, size, seed, workers)
     _prepare_folder(out, overwrite=overwrite)
     screen = plan_screen(images, seed)
     names = _file_names(images, seed)
-    for done, shot, image in _drawn(screen, size, workers):
-        # The rows of the manifest stand in no meaningful order, nor do the names of the files.
-        _write_image(out / names[shot.number], image)
+    for done, _ in enumerate(_write_images(_Job(out, screen, names, size), workers), start=1):
         if progress is not None:
             progress(done, images)
     return _write_manifest(out, screen, names)
@@ -120,7 +119,7 @@ def _optics(seed: int, plate: int, size: int) -> Optics:
     return plate_optics(seed, plate, size)
 
 
-def _check_numbers(images: int, size: int, workers: int) -> None:
+def _check_numbers(images: int, size: int, seed: int, workers: int) -> None:
     if images < MIN_IMAGES:
         raise OpenfinoError(
             f"images={images}: a sample needs at least {MIN_IMAGES} images to fill its splits"
@@ -129,6 +128,8 @@ def _check_numbers(images: int, size: int, workers: int) -> None:
         raise OpenfinoError(
             f"size={size}: cells cannot be told apart under {MIN_SIZE} pixels; give at least that"
         )
+    if seed < 0:
+        raise OpenfinoError(f"seed={seed}: give 0 or more")
     if workers < 1:
         raise OpenfinoError(f"workers={workers}: give 1 or more")
 
@@ -147,47 +148,52 @@ def _prepare_folder(out: Path, *, overwrite: bool) -> None:
     (out / "images").mkdir(parents=True, exist_ok=True)
 
 
-def _file_names(images: int, seed: int) -> list[str]:
+def _file_names(images: int, seed: int) -> tuple[str, ...]:
+    """Numbered in no meaningful order: a name tells nothing about the plate."""
     order = keyed_generator(seed, Purpose.SAMPLE, Stream.MISSING, 0).permutation(images)
-    return [f"images/{number:05d}.tif" for number in order]
+    return tuple(f"images/{number:05d}.tif" for number in order)
 
 
-def _drawn(screen: Screen, size: int, workers: int) -> Iterator[tuple[int, Shot, npt.NDArray[np.uint8]]]:
+@dataclass(frozen=True)
+class _Job:
+    """What a process needs to draw any image of the sample."""
+
+    out: Path
+    screen: Screen
+    names: tuple[str, ...]
+    size: int
+
+    def write_image(self, number: int) -> None:
+        image = render(self.screen, self.screen.shots[number], self.size)
+        metadata = {"axes": "CYX", "channels": CHANNELS}
+        path = self.out / self.names[number]
+        tifffile.imwrite(path, image, photometric="minisblack", compression="zlib", metadata=metadata)
+
+
+def _write_images(job: _Job, workers: int) -> Iterator[None]:
+    """Write the images; yields after each."""
+    numbers = range(len(job.screen.shots))
     if workers == 1:
-        for done, shot in enumerate(screen.shots, start=1):
-            yield done, shot, render(screen, shot, size)
+        yield from map(job.write_image, numbers)
         return
-    with ProcessPoolExecutor(workers, get_context("spawn"), _join_pool, (screen, size)) as pool:
-        numbers = range(len(screen.shots))
-        for done, image in enumerate(pool.map(_render_number, numbers, chunksize=_CHUNK), start=1):
-            yield done, screen.shots[done - 1], image
+    with ProcessPoolExecutor(workers, get_context("spawn"), _join_pool, (job,)) as pool:
+        yield from pool.map(_write_image, numbers, chunksize=_CHUNK)
 
 
-_job: tuple[Screen, int] | None = None
+_pool_job: _Job | None = None  # of this worker process
 
 
-def _join_pool(screen: Screen, size: int) -> None:
-    global _job
-    _job = (screen, size)
+def _join_pool(job: _Job) -> None:
+    global _pool_job
+    _pool_job = job
 
 
-def _render_number(number: int) -> npt.NDArray[np.uint8]:
-    assert _job is not None
-    screen, size = _job
-    return render(screen, screen.shots[number], size)
+def _write_image(number: int) -> None:
+    assert _pool_job is not None
+    _pool_job.write_image(number)
 
 
-def _write_image(path: Path, image: npt.NDArray[np.uint8]) -> None:
-    tifffile.imwrite(
-        path,
-        image,
-        photometric="minisblack",
-        compression="zlib",
-        metadata={"axes": "CYX", "channels": CHANNELS},
-    )
-
-
-def _write_manifest(out: Path, screen: Screen, names: list[str]) -> Path:
+def _write_manifest(out: Path, screen: Screen, names: Sequence[str]) -> Path:
     rng = keyed_generator(screen.seed, Purpose.SAMPLE, Stream.MISSING, 1)
     missing = rng.uniform(size=(len(screen.shots), len(INCOMPLETE_COLUMNS))) < MISSING_SHARE
     rows = []

@@ -37,15 +37,15 @@ def plate_optics(seed: int, plate: int, side: int) -> Optics:
     bleed = np.eye(channels)
     # Excitation at 405, 488, 555 and 647 nm: light leaks mostly into the next longer wavelength.
     for channel in range(channels - 1):
-        bleed[channel + 1, channel] = rng.beta(1.2, 6.0) * 0.55
+        bleed[channel + 1, channel] = rng.beta(1.2, 6.0) * 0.5
         bleed[channel, channel + 1] = rng.uniform(0.0, 0.03)
     return Optics(
         gain=np.exp(rng.normal(0.0, 0.28, channels)).astype(np.float32),
         offset=rng.uniform(0.01, 0.09, channels).astype(np.float32),
         bleed=bleed.astype(np.float32),
         illumination=_illumination(rng, channels, side),
-        defocus=(rng.gamma(3.0, 0.16) + rng.uniform(0.0, 0.2, channels)).astype(np.float32),
-        photons=np.exp(rng.normal(np.log(220.0), 0.5, channels)).astype(np.float32),
+        defocus=(rng.gamma(3.0, 0.12) + rng.uniform(0.0, 0.2, channels)).astype(np.float32),
+        photons=np.exp(rng.normal(np.log(350.0), 0.5, channels)).astype(np.float32),
         read_noise=float(rng.uniform(0.004, 0.018)),
     )
 

@@ -41,9 +41,11 @@ def contact_sheet(manifest_path: Path, out_png: Path) -> Path:
         top = _TOP + row * (_TILE + _GAP)
         pen.text((6, top + _TILE // 2 - 8), localization.replace("_", " "), fill="white", font=font)
         images = [tifffile.imread(manifest_path.parent / path) for path in _examples(table, localization)]
+        if not images:  # a small sample need not hold every localisation
+            continue
         tiles = [_composite(image) for image in images]
-        tiles += [np.repeat(images[0][channel][..., None], 3, axis=2) for channel in _PANEL_CHANNELS]
-        for column, tile in enumerate(tiles):
+        panels = [np.repeat(image[..., None], 3, axis=2) for image in images[0][list(_PANEL_CHANNELS)]]
+        for column, tile in [*enumerate(tiles), *enumerate(panels, start=_COMPOSITES)]:
             picture = Image.fromarray(tile).resize((_TILE, _TILE), Image.Resampling.NEAREST)
             sheet.paste(picture, (_LEFT + column * (_TILE + _GAP), top))
     out_png.parent.mkdir(parents=True, exist_ok=True)

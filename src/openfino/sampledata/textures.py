@@ -56,9 +56,9 @@ def walk(
     per step).
     """
     count = len(heading)
-    angle = heading[:, None] + np.cumsum(
-        rng.normal(0.0, bend, size=(count, 1)) + rng.normal(0.0, turn, size=(count, steps)), axis=1
-    )
+    curvature = np.float32(bend) * rng.standard_normal((count, 1), dtype=np.float32)
+    wiggle = np.float32(turn) * rng.standard_normal((count, steps), dtype=np.float32)
+    angle = heading.astype(np.float32)[:, None] + np.cumsum(curvature + wiggle, axis=1)
     x = start[:, :1] + step * np.cumsum(np.cos(angle), axis=1)
     y = start[:, 1:] + step * np.cumsum(np.sin(angle), axis=1)
     return x.astype(np.float32), y.astype(np.float32)
