@@ -3,7 +3,7 @@
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -108,29 +108,43 @@ def embed(
         tokens=tokens,
         workers=workers,
     )
-    group_rows = max(ROW_GROUP_BYTES // _row_bytes(model, tokens), batch_size)
     out.parent.mkdir(parents=True, exist_ok=True)
     partial = out.with_name(f".{out.name}.partial")
-    done = usable = 0
-    causes: list[str] = []
-    waiting: list[pa.Table] = []
+    group_rows = max(ROW_GROUP_BYTES // _row_bytes(model, tokens), batch_size)
     try:
-        with pq.ParquetWriter(partial, schema, use_dictionary=columns.column_names) as writer:
-            for chunk in chunks:
-                size = len(chunk) + len(chunk.unreadable)
-                waiting.append(_chunk_table(model, columns.slice(done, size), chunk, done, schema))
-                done, usable = done + size, usable + len(chunk)
-                causes += chunk.causes[: SHOWN_CAUSES - len(causes)]
-                if sum(map(len, waiting)) >= group_rows or done == len(manifest):
-                    writer.write_table(pa.concat_tables(waiting), row_group_size=group_rows)
-                    waiting.clear()
-                if progress is not None:
-                    progress(done, len(manifest))
+        usable, causes = _write(partial, schema, columns, model, chunks, group_rows, progress)
         require_usable(usable, len(manifest), causes)
         os.replace(partial, out)
     finally:
         partial.unlink(missing_ok=True)
-    return EmbedReport(out, done, model.backbone.embed_dim, done - usable, causes)
+    return EmbedReport(out, len(manifest), model.backbone.embed_dim, len(manifest) - usable, causes)
+
+
+def _write(
+    file: Path,
+    schema: pa.Schema,
+    columns: pa.Table,
+    model: LoadedModel,
+    chunks: Iterable[Features],
+    group_rows: int,
+    progress: Progress | None,
+) -> tuple[int, list[str]]:
+    """Write the rows in groups of about ``group_rows``; returns how many have features, and why some do not."""
+    done = usable = 0
+    causes: list[str] = []
+    waiting: list[pa.Table] = []
+    with pq.ParquetWriter(file, schema, use_dictionary=columns.column_names) as writer:
+        for chunk in chunks:
+            rows = columns.slice(done, len(chunk) + len(chunk.unreadable))
+            waiting.append(_chunk_table(model, rows, chunk, done, schema))
+            done, usable = done + len(rows), usable + len(chunk)
+            causes += chunk.causes[: SHOWN_CAUSES - len(causes)]
+            if sum(map(len, waiting)) >= group_rows or done == len(columns):
+                writer.write_table(pa.concat_tables(waiting), row_group_size=group_rows)
+                waiting.clear()
+            if progress is not None:
+                progress(done, len(columns))
+    return usable, causes
 
 
 def weights_hash(backbone: Backbone) -> str:
@@ -186,7 +200,7 @@ def _chunk_table(
     present = np.isin(np.arange(start, start + len(columns)), chunk.rows)
     arrays = dict(zip(columns.column_names, columns.columns, strict=True))
     for name, values in (("cls", chunk.cls), ("mean", chunk.mean)):
-        if name in schema.names:
+        if name not in arrays and name in schema.names:
             arrays[name] = _vectors(values, present)
     if chunk.patches is not None:
         height, width = patch_grid(model)

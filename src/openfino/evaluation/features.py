@@ -193,13 +193,14 @@ def _read_ahead(
 
 @contextmanager
 def _evaluation(module: nn.Module) -> Iterator[None]:
-    """Evaluation mode for a moment: a probe during training must leave the model as it was."""
-    was_training = module.training
+    """Evaluation mode for a moment: a probe during training must leave every part of the model as it was."""
+    training = [part for part in module.modules() if part.training]
     module.eval()
     try:
         yield
     finally:
-        module.train(was_training)
+        for part in training:
+            part.training = True
 
 
 def _forward(
@@ -209,14 +210,8 @@ def _forward(
     read = np.array([isinstance(image, Tensor) for image in images], dtype=bool)
     causes: list[str | None] = [image if isinstance(image, str) else None for image in images]
     usable = [image for image in images if isinstance(image, Tensor)]
-    if usable:
-        pixels = torch.stack(usable).to(device)
-    else:
-        pixels = torch.zeros(0, model.backbone.channels, *model.preprocessing.size, device=device)
-    with torch.inference_mode(), torch.autocast(torch.device(device).type, enabled=False):
-        out = model.backbone(pixels)
-        cls, mean = out.cls.float(), out.patches.float().mean(dim=1)
-        finite = (torch.isfinite(cls).all(dim=1) & torch.isfinite(mean).all(dim=1)).cpu().numpy()
+    cls, mean, all_patches = _tokens(model, usable, device)
+    finite = np.isfinite(cls).all(axis=1) & np.isfinite(mean).all(axis=1)
     for position in np.flatnonzero(read)[~finite]:
         causes[position] = (
             f"row {rows[position]}: its features are not finite; does the image hold NaN or infinite values?"
@@ -224,9 +219,24 @@ def _forward(
     left_out = np.array([cause is not None for cause in causes], dtype=bool)
     return Features(
         rows[~left_out],
-        cls.cpu().numpy()[finite],
-        mean.cpu().numpy()[finite],
-        out.patches.float().cpu().numpy()[finite] if patches else None,
+        cls[finite],
+        mean[finite],
+        all_patches.float().cpu().numpy()[finite] if patches else None,
         rows[left_out].tolist(),
         [cause for cause in causes if cause is not None],
     )
+
+
+@torch.inference_mode()
+def _tokens(
+    model: LoadedModel, images: list[Tensor], device: torch.device | str
+) -> tuple[NDArray[np.float32], NDArray[np.float32], Tensor]:
+    """CLS [n, D] and mean patch [n, D] on the CPU, and the patches [n, P, D] on ``device``."""
+    if not images:  # attention does not take an empty batch
+        height, width = patch_grid(model)
+        empty = np.zeros((0, model.backbone.embed_dim), dtype=np.float32)
+        return empty, empty, torch.zeros(0, height * width, model.backbone.embed_dim)
+    with torch.autocast(torch.device(device).type, enabled=False):
+        tokens = model.backbone(torch.stack(images).to(device))
+        mean = tokens.patches.float().mean(dim=1)
+    return tokens.cls.float().cpu().numpy(), mean.cpu().numpy(), tokens.patches

@@ -202,17 +202,13 @@ def probe_model(
         raise InputProblemsError(problems)
     if settings.label is None and not leakage_columns:
         raise OpenfinoError("nothing to probe: name a column with probe.label, or factors to read")
-    wanted = [np.zeros(0, dtype=np.int64)]
-    if settings.label is not None:
-        train, tests = plan_splits(table, settings, settings.label, seed)
-        wanted += [split.rows for split in (train, *tests.values())]
     held_in = np.zeros(0, dtype=np.int64)
     if leakage_columns:
         held_in = at_most(rows_of_split(table, settings, settings.train), settings, seed, "leakage")
     features = extract_features(
         model,
         manifest,
-        np.unique(np.concatenate([*wanted, held_in])),
+        np.union1d(held_in, _labelled_rows(table, settings, seed)),
         batch_size=batch_size,
         device=device,
         workers=workers,
@@ -228,3 +224,11 @@ def probe_model(
     }
     causes = features.causes[:SHOWN_CAUSES]
     return ProbeReport(model.name, result, leakage, len(features.unreadable), causes)
+
+
+def _labelled_rows(table: pl.DataFrame, settings: ProbeSettings, seed: int) -> Rows:
+    """Every row that the probes of the label use."""
+    if settings.label is None:
+        return np.zeros(0, dtype=np.int64)
+    train, tests = plan_splits(table, settings, settings.label, seed)
+    return np.concatenate([split.rows for split in (train, *tests.values())])
