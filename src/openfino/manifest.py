@@ -1,7 +1,7 @@
 """The manifest: one row per image (DESIGN decision 1).
 
 A table file or a plain folder becomes a :class:`Manifest`: where each image lies and what is known about it.
-Every missing value is null, every other value is what the file says. :mod:`openfino.check` finds what is
+Every missing value is null, every other value is what the file says. :mod:`openfino.images.check` finds what is
 wrong with one.
 """
 
