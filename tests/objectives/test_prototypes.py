@@ -83,6 +83,14 @@ def test_nothing_valid_changes_nothing(values: list[int]) -> None:
     assert all(torch.equal(before[name], buffer) for name, buffer in bank.state_dict().items())
 
 
+def test_images_without_value_do_not_undo_the_move() -> None:
+    """The value of an image that is not valid is arbitrary: it may name the row that another one moves."""
+    bank, alone = make_bank(), make_bank()
+    bank.update(embeddings(seed=1), torch.tensor([2, 2, 2, 2, 2]), torch.tensor([0, 1, 0, 0, 0]).bool())
+    alone.update(embeddings(seed=1)[1:2], torch.tensor([2]), torch.tensor([True]))
+    torch.testing.assert_close(bank.prototypes, alone.prototypes)
+
+
 def test_order_of_images_does_not_matter() -> None:
     bank, shuffled = make_bank(), make_bank()
     order = torch.tensor([4, 2, 0, 1, 3])

@@ -72,6 +72,15 @@ def test_dropout_keeps_the_mean_and_drops_the_given_share() -> None:
     assert not torch.equal(scales[0], scales[1])
 
 
+def test_layers_factors_and_steps_drop_different_units() -> None:
+    ones = torch.ones(2, 8, 16)
+    masks = [
+        Regressor(3, 1, hidden=[16, 16], index=index)._dropout_scale(ones, step, layer)
+        for index, step, layer in ((0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1))
+    ]
+    assert len({tuple(mask.flatten().tolist()) for mask in masks}) == 4
+
+
 def test_no_dropout_in_evaluation_mode() -> None:
     regressor = Regressor(3, 1).eval()
     features = torch.randn(2, 8, 3)

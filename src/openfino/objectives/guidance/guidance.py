@@ -1,5 +1,6 @@
 """The guidance term: every informative and spurious factor through its head, reversal and balance (eq. 4)."""
 
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -88,12 +89,14 @@ class Guidance(Term):
         total_steps: int,
     ) -> None:
         super().__init__(weight=1.0)
-        self.factors = dict(factors)
+        # By name: neither sums nor draws may depend on the order in which a recipe lists its factors.
+        self.factors = dict(sorted(factors.items()))
         self.settings = settings
         self.unfreeze_step = unfreeze_step
         self.total_steps = total_steps
         self.heads = nn.ModuleDict()
-        for index, factor in enumerate(self.factors.values()):
+        for factor in self.factors.values():
+            index = zlib.crc32(factor.name.encode())
             self.heads[escaped(factor.name)] = _build_head(factor, embed_dim, settings, seed, index)
         self.balance = GradientBalance(list(self.factors), settings.balance_momentum)
         self._norms: Tensor | None = None

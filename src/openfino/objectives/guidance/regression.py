@@ -51,7 +51,7 @@ class Regressor(nn.Module):
         dropout: probability, in training mode only.
         output: range of the outputs; ``identity`` is unbounded.
         seed: of the run.
-        index: of the factor in the run; keeps the draws of several regressors apart.
+        index: a number of the factor; keeps the draws of several regressors apart.
     """
 
     def __init__(
