@@ -209,19 +209,30 @@ class ViewLoader:
 
     def __iter__(self) -> Iterator[ViewBatch]:
         batches = iter(self._loader)
-        for _ in self._steps:
-            try:
-                batch = next(batches)
-            except RuntimeError as error:
-                if "DataLoader worker" not in str(error):
-                    raise
-                raise OpenfinoError(
-                    f"a process that reads images died ({error}). Usually memory or shared memory ran out: "
-                    "lower train.workers or train.batch_size, or give the container more shared memory"
-                ) from error
-            if isinstance(batch, OpenfinoError):
-                raise batch
-            yield batch
+        try:
+            for _ in self._steps:
+                batch = _next_batch(batches) if self._loader.num_workers else next(batches)
+                if isinstance(batch, OpenfinoError):
+                    raise OpenfinoError(str(batch))
+                yield batch
+        finally:
+            # This ends the workers. Left to the garbage collector it would take them seconds.
+            del batches
+
+
+def _next_batch(batches: Iterator[Any]) -> Any:
+    """The next batch from a worker; a worker that died is reported as such."""
+    try:
+        return next(batches)
+    except (RuntimeError, EOFError, OSError) as error:
+        # Death shows as a RuntimeError, or as a broken connection while a batch is sent. An error that a worker
+        # caught and passed on is none.
+        if str(error).startswith("Caught "):
+            raise
+        raise OpenfinoError(
+            f"a process that reads images died ({type(error).__name__}: {error}). Usually memory or shared "
+            "memory ran out: lower train.workers or train.batch_size, or give the container more shared memory"
+        ) from error.with_traceback(None)
 
 
 def _as_it_is(item: Any) -> Any:
