@@ -249,6 +249,14 @@ def test_the_card_of_random_weights_names_no_parent(tmp_path):
     assert "## Probes" not in card
 
 
+def test_a_run_whose_best_model_is_its_start_does_not_call_it_adapted(tmp_path):
+    model = tiny_model(provenance={**PROVENANCE, "steps": 0})
+    export_huggingface(save(tmp_path / "m", model), tmp_path / "out")
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "unchanged from" in card
+    assert "# Vision backbone" in card
+
+
 def test_the_card_of_a_local_parent_hides_its_path(tmp_path):
     parent = tmp_path / "private" / "weights"
     provenance = {

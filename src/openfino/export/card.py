@@ -79,7 +79,7 @@ def _named(parent: Parent) -> str:
 def _introduction(model: LoadedModel, parent: Parent) -> str:
     config = model.backbone.config
     millions = sum(parameter.numel() for parameter in model.backbone.parameters()) / 1e6
-    adapted = "steps" in model.provenance
+    adapted = model.provenance.get("steps", 0) > 0
     origin = f"adapted with openfino {openfino.__version__} from" if adapted else "unchanged from"
     names = model.preprocessing.channels
     return (
@@ -210,7 +210,7 @@ def _usage(model: LoadedModel) -> str:
     note = (
         "`AutoImageProcessor` (it needs torchvision) does this preprocessing for 8-bit RGB images."
         if standard
-        else "`AutoImageProcessor` cannot: prepare the pixels as above, or use openfino."
+        else "`AutoImageProcessor` cannot do this: prepare the pixels as above, or use openfino."
     )
     return f"""## Use
 
