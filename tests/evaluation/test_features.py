@@ -106,7 +106,7 @@ def test_features_that_are_not_finite_are_left_out(image_set):
     found = extract_features(model, manifest, range(4, 8))
     assert (found.rows.tolist(), found.unreadable) == ([4, 6, 7], [5])
     assert np.isfinite(found.cls).all()
-    assert "not finite" in found.causes[0]
+    assert found.causes == ["line 7: its features are not finite"]  # line 1 is the header
 
 
 def test_the_model_is_left_in_its_mode_and_evaluated_without_drop_path(image_set):

@@ -128,7 +128,8 @@ def stream_features(
     batches = [rows[start : start + batch_size] for start in range(0, len(rows), batch_size)]
     for batch, images in _read_ahead(model, manifest, batches, workers):
         with _evaluation(backbone):
-            yield _forward(model, batch, images, device, "patches" in tokens)
+            chunk = _forward(model, manifest, batch, images, device, "patches" in tokens)
+        yield chunk
 
 
 def patch_grid(model: LoadedModel) -> tuple[int, int]:
@@ -163,7 +164,7 @@ def _read(model: LoadedModel, manifest: Manifest, row: int) -> Tensor | str:
     try:
         return model.preprocessing.load(manifest.paths(row))
     except OpenfinoError as error:
-        return f"row {row}: {error}"
+        return f"{manifest.locate(row)}: {error}"
 
 
 def _read_ahead(
@@ -204,7 +205,12 @@ def _evaluation(module: nn.Module) -> Iterator[None]:
 
 
 def _forward(
-    model: LoadedModel, rows: Rows, images: list[Tensor | str], device: torch.device | str, patches: bool
+    model: LoadedModel,
+    manifest: Manifest,
+    rows: Rows,
+    images: list[Tensor | str],
+    device: torch.device | str,
+    patches: bool,
 ) -> Features:
     """Features of one batch."""
     read = np.array([isinstance(image, Tensor) for image in images], dtype=bool)
@@ -213,9 +219,7 @@ def _forward(
     cls, mean, all_patches = _tokens(model, usable, device)
     finite = np.isfinite(cls).all(axis=1) & np.isfinite(mean).all(axis=1)
     for position in np.flatnonzero(read)[~finite]:
-        causes[position] = (
-            f"row {rows[position]}: its features are not finite; does the image hold NaN or infinite values?"
-        )
+        causes[position] = f"{manifest.locate(int(rows[position]))}: its features are not finite"
     left_out = np.array([cause is not None for cause in causes], dtype=bool)
     return Features(
         rows[~left_out],
