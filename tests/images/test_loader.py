@@ -207,7 +207,7 @@ def test_a_dead_worker_is_reported(manifest):
 
 
 def test_a_defect_in_a_worker_is_not_taken_for_its_death(manifest):
-    views = VIEWS.model_copy(update={"local_size": (0, 0)})
+    views = VIEWS.model_copy(update={"local_size": (1 << 50, 8)})
     with pytest.raises(RuntimeError, match="Caught RuntimeError in DataLoader worker"):
         list(loader(manifest, views, workers=1))
 

@@ -226,13 +226,15 @@ def _next_batch(batches: Iterator[Any]) -> Any:
         return next(batches)
     except (RuntimeError, EOFError, OSError) as error:
         # Death shows as a RuntimeError, or as a broken connection while a batch is sent. An error that a worker
-        # caught and passed on is none.
+        # caught and passed on is none. The traceback would keep the other workers alive; the worker's own one is
+        # in the message.
+        error.with_traceback(None)
         if str(error).startswith("Caught "):
-            raise
+            raise error
         raise OpenfinoError(
             f"a process that reads images died ({type(error).__name__}: {error}). Usually memory or shared "
             "memory ran out: lower train.workers or train.batch_size, or give the container more shared memory"
-        ) from error.with_traceback(None)
+        ) from error
 
 
 def _as_it_is(item: Any) -> Any:
