@@ -92,7 +92,8 @@ def _check_paths(manifest: Manifest) -> list[Problem]:
     if len(again):
         values = [", ".join(row) for row in paths[again[:5].to_list()].rows()]
         listed = manifest.list_rows(again.to_numpy(), values)
-        what = f"{len(again):,} {_rows(len(again))} repeat the image of an earlier row: {listed}"
+        repeat = "row repeats" if len(again) == 1 else "rows repeat"
+        what = f"{len(again):,} {repeat} the image of an earlier row: {listed}"
         problems.append(
             Problem(f"{manifest.name}, column {', '.join(manifest.path_columns)}", what, "Remove them")
         )
@@ -170,11 +171,15 @@ def _check_channels(manifest: Manifest, channels: Mapping[int, int]) -> list[Pro
     counts = Counter(channels.values())
     if len(counts) < 2:
         return []
-    usual, share = counts.most_common(1)[0]
-    other = sorted(row for row, count in channels.items() if count != usual)
-    listed = manifest.list_rows(other, [f"{channels[row]} channels" for row in other[:5]])
-    what = f"{share:,} images have {usual} channels, but not {listed}"
-    return [Problem(manifest.name, what, "Every image must have the same channels: convert or remove these")]
+    described = []
+    for number, (count, share) in enumerate(counts.most_common()):
+        rows = sorted(row for row, found in channels.items() if found == count)
+        where = f" ({manifest.list_rows(rows)})" if number else ""
+        described.append(f"{count} in {share:,} {_rows(share)}{where}")
+    what = f"the number of channels differs: {', '.join(described)}"
+    return [
+        Problem(manifest.name, what, "Every image needs the same channels: convert or remove the odd ones")
+    ]
 
 
 def _bad_files(manifest: Manifest, causes: Mapping[int, str]) -> list[Problem]:
