@@ -151,3 +151,14 @@ def test_parquet_keeps_its_types(tmp_path):
     frame, lines = read_table(tmp_path / "t.parquet")
     assert frame.equals(table)
     assert lines is None
+
+
+def test_names_of_folders_are_no_patterns(tmp_path):
+    folder = tmp_path / "set[1]*" / "plate=3"
+    folder.mkdir(parents=True)
+    table = pl.DataFrame({"path": ["a", "b"], "x": ["u", "v"]})
+    table.write_csv(folder / "t.csv")
+    table.write_ndjson(folder / "t.jsonl")
+    table.write_parquet(folder / "t.parquet")
+    for name in ("t.csv", "t.jsonl", "t.parquet"):
+        assert read_table(folder / name)[0].equals(table), name

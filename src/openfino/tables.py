@@ -96,7 +96,7 @@ def value_keys(column: pl.Series) -> pl.Series:
 def _read_delimited(file: Path, separator: str) -> tuple[pl.DataFrame, np.ndarray]:
     header, first = _header(file, separator)
     try:
-        frame = pl.read_csv(file, separator=separator, infer_schema=False)
+        frame = pl.read_csv(file, separator=separator, infer_schema=False, glob=False)
         frame.columns = header
         lines = _lines(frame, first)
     except (pl.exceptions.PolarsError, OSError):
@@ -253,6 +253,6 @@ def _numbered_lines(file: Path) -> Iterator[tuple[int, str]]:
 
 def _read_parquet(file: Path) -> pl.DataFrame:
     try:
-        return pl.read_parquet(file)
+        return pl.read_parquet(file, glob=False, hive_partitioning=False)
     except (pl.exceptions.PolarsError, OSError) as error:
         raise OpenfinoError(f"{file} is not a readable Parquet file: {str(error).splitlines()[0]}") from None
