@@ -1,7 +1,10 @@
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -194,6 +197,48 @@ def test_workers_end_when_the_run_stops_early(manifest):
     while multiprocessing.active_children() and time.monotonic() < deadline:
         time.sleep(0.05)
     assert multiprocessing.active_children() == []
+
+
+KILLED_RUN = """
+import multiprocessing, os, signal, sys
+sys.path.insert(0, sys.argv[1])
+
+def main():
+    from test_loader import loader, read_manifest
+
+    for batch in loader(read_manifest(sys.argv[2]), workers=2, stop_step=1000):
+        print(*(worker.pid for worker in multiprocessing.active_children()), flush=True)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+if __name__ == "__main__":
+    main()
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="reads the process table of Linux")
+def test_no_worker_outlives_a_killed_run(tmp_path):
+    write_images(tmp_path / "images")
+    (tmp_path / "run.py").write_text(KILLED_RUN)
+    command = [sys.executable, tmp_path / "run.py", Path(__file__).parent, tmp_path / "images"]
+    # A file, not a pipe: reading a pipe would itself wait for the workers, which hold its other end.
+    with (tmp_path / "out").open("w") as out:
+        run = subprocess.run(command, stdout=out, stderr=subprocess.DEVNULL, check=False)
+    assert run.returncode == -signal.SIGKILL
+    workers = [int(number) for number in (tmp_path / "out").read_text().split()]
+    assert len(workers) == 2
+    deadline = time.monotonic() + 20
+    while any(is_running(worker) for worker in workers):
+        assert time.monotonic() < deadline, "the workers are still there"
+        time.sleep(0.1)
+
+
+def is_running(process):
+    """Not gone, and no zombie that nobody reaps."""
+    try:
+        stat = Path(f"/proc/{process}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return stat.rpartition(")")[2].split()[0] != "Z"
 
 
 def test_a_dead_worker_is_reported(manifest):

@@ -6,6 +6,8 @@ step a run starts from, or the number of ranks.
 """
 
 import multiprocessing
+import os
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -199,6 +201,7 @@ class ViewLoader:
             collate_fn=_as_it_is,
             prefetch_factor=_PREFETCH if workers else None,
             multiprocessing_context=_process_context() if workers else None,
+            worker_init_fn=_follow_parent if workers else None,
             pin_memory=pin_memory,
             # Without its own it would advance the global stream.
             generator=torch.Generator(),
@@ -252,6 +255,18 @@ def _process_context() -> Any:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__])
     return context
+
+
+def _follow_parent(_worker: int) -> None:
+    """End this worker when the run's process is gone, even killed: PyTorch watches the fork server instead."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None  # only workers call this
+
+    def wait() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 class _PathTable:
