@@ -43,7 +43,7 @@ def contact_sheet(manifest_path: Path, out_png: Path) -> Path:
         images = [tifffile.imread(manifest_path.parent / path) for path in _examples(table, localization)]
         if not images:  # a small sample need not hold every localisation
             continue
-        tiles = [_composite(image) for image in images]
+        tiles = [composite(image) for image in images]
         panels = [np.repeat(image[..., None], 3, axis=2) for image in images[0][list(_PANEL_CHANNELS)]]
         for column, tile in [*enumerate(tiles), *enumerate(panels, start=_COMPOSITES)]:
             picture = Image.fromarray(tile).resize((_TILE, _TILE), Image.Resampling.NEAREST)
@@ -64,7 +64,7 @@ def _examples(table: pl.DataFrame, localization: str) -> list[str]:
     return rows.sort([turn, again, "path"])["path"].to_list()[:_COMPOSITES]
 
 
-def _composite(image: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+def composite(image: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
     """[4, H, W] -> RGB [H, W, 3]: the sum of the coloured channels."""
     mixed = np.tensordot(image.astype(np.float32), _COLOURS, axes=(0, 0))
     return np.clip(np.rint(mixed), 0, 255).astype(np.uint8)
