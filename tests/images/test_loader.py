@@ -389,6 +389,8 @@ def test_slices_of_a_batch(manifest):
     for name, values in whole.items():
         assert torch.equal(torch.cat([piece[name] for piece in pieces]), values), name
     assert [part.unreadable for part in parts] == [[3], []]
+    finished = torch.cat([finish_views(part, VIEWS, "zscore")[0] for part in parts], dim=1)
+    torch.testing.assert_close(finished, finish_views(batch, VIEWS, "zscore")[0])
     assert isinstance(parts[0], ViewBatch)
 
 

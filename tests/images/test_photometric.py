@@ -256,6 +256,18 @@ def test_values_stay_in_range(preset):
     assert torch.isfinite(result).all()
 
 
+@pytest.mark.parametrize("preset", ["natural", "fluorescence"])
+def test_neither_type_nor_memory_layout_matters(preset):
+    draws = [draw_parameters(keyed_generator(1, number), preset, "local", RGB, None) for number in range(6)]
+    stacked = {name: torch.from_numpy(np.stack([draw[name] for draw in draws])) for name in draws[0]}
+    levels = (crops(6, 3, 12, 12) * 255).to(torch.uint8)
+    expected = apply_photometric(levels.float() / 255, stacked, preset)
+    assert torch.equal(apply_photometric(levels, stacked, preset), expected)
+    interleaved = levels.contiguous(memory_format=torch.channels_last)
+    assert torch.equal(apply_photometric(interleaved, stacked, preset), expected)
+    assert torch.equal(apply_photometric(interleaved.float() / 255, stacked, preset), expected)
+
+
 def test_no_crops_pass():
     assert apply_photometric(torch.empty(0, 4, 3, 8, 8), {}, "natural").shape == (0, 4, 3, 8, 8)
 

@@ -97,9 +97,8 @@ def finish_views(
     """
     finished = []
     for kind, crops in (("global", batch.global_crops), ("local", batch.local_crops)):
-        values = crops.float().div_(255) if crops.dtype == torch.uint8 else crops
-        values = apply_photometric(values, batch.photometric[kind], views.preset)
-        finished.append(normalize(values, normalization))
+        changed = apply_photometric(crops, batch.photometric[kind], views.preset)
+        finished.append(normalize(changed, normalization))
     return finished[0], finished[1]
 
 

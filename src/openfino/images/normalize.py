@@ -1,5 +1,7 @@
 """Normalisation of pixel values in [0, 1]."""
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -27,9 +29,10 @@ def normalize(images: Tensor, normalization: Normalization) -> Tensor:
         OpenfinoError: if the statistics have another number of channels than the images.
     """
     if normalization == "zscore":
-        # Two passes: as exact as torch.var_mean and ten times faster on a CPU.
+        # Two passes: as exact as torch.var_mean and several times faster on a CPU.
         centred = images - images.mean(dim=(-2, -1), keepdim=True)
-        std = centred.square().mean(dim=(-2, -1), keepdim=True).sqrt_()
+        norm = torch.linalg.vector_norm(centred, dim=(-2, -1), keepdim=True)
+        std = norm.div_(math.sqrt(images.shape[-2] * images.shape[-1]))
         return centred.div_(std.clamp_(min=_MIN_STD))
     mean_std = channel_statistics(normalization, images.shape[-3])
     mean, std = (torch.tensor(v, device=images.device, dtype=images.dtype).view(-1, 1, 1) for v in mean_std)

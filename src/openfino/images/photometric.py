@@ -98,19 +98,22 @@ def _draw_fluorescence(rng: np.random.Generator, channels: int, protein: int | N
 
 
 def apply_photometric(crops: Tensor, parameters: Parameters, preset: Preset) -> Tensor:
-    """Apply drawn parameters to crops; the input is left as it is, values stay in [0, 1].
+    """Apply drawn parameters to crops -> float32; the input is left as it is, values stay in [0, 1].
 
     An operation that a crop did not draw leaves it unchanged to the bit.
 
     Args:
-        crops: [..., C, H, W] float, values in [0, 1].
+        crops: [..., C, H, W], uint8, or float32 in [0, 1].
         parameters: what :func:`draw_parameters` gave for each crop, stacked to [...] or [..., C].
         preset: the preset that drew them.
     """
+    images = crops.to(torch.float32, memory_format=torch.contiguous_format, copy=True)
+    if crops.dtype == torch.uint8:
+        images.div_(255)
     if crops.numel() == 0:
-        return crops.clone()
+        return images
     lead = crops.ndim - 3
-    images = crops.reshape(-1, *crops.shape[-3:]).clone()
+    images = images.view(-1, *crops.shape[-3:])
     flat = {name: value.reshape(-1, *value.shape[lead:]) for name, value in parameters.items()}
     if preset == "fluorescence":
         images = _per_channel(images, flat["contrast"], flat["brightness"], flat["keep"])
