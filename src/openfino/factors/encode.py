@@ -7,10 +7,9 @@ however the table changes. A missing value is not valid and trains nothing; it i
 import json
 import math
 import os
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import polars as pl
@@ -44,11 +43,11 @@ class Vocabulary:
     """
 
     kind: FactorKind
-    values: tuple[str, ...] = ()
-    counts: tuple[int, ...] = ()
-    minimum: tuple[float, ...] = ()
-    maximum: tuple[float, ...] = ()
-    is_time: tuple[bool, ...] = ()
+    values: list[str] = field(default_factory=list)
+    counts: list[int] = field(default_factory=list)
+    minimum: list[float] = field(default_factory=list)
+    maximum: list[float] = field(default_factory=list)
+    is_time: list[bool] = field(default_factory=list)
     period: Period | None = None
     count: int = 0
     n_missing: int = 0
@@ -71,8 +70,8 @@ class Vocabulary:
             count = int(_read_dimensions(table, spec, self.is_time)[1].sum())
             return replace(self, count=count, n_missing=len(table) - count)
         counted = _count_values(table[spec.columns[0]])
-        values = (*self.values, *sorted(counted.keys() - set(self.values)))
-        counts = tuple(counted.get(value, 0) for value in values)
+        values = [*self.values, *sorted(counted.keys() - set(self.values))]
+        counts = [counted.get(value, 0) for value in values]
         return replace(
             self, values=values, counts=counts, count=sum(counts), n_missing=len(table) - sum(counts)
         )
@@ -131,15 +130,15 @@ def fit_vocabulary(table: pl.DataFrame, spec: FactorSpec) -> Vocabulary:
     """
     if spec.kind == "discrete":
         counted = _count_values(table[spec.columns[0]])
-        values = tuple(sorted(counted))
-        counts = tuple(counted[value] for value in values)
+        values = sorted(counted)
+        counts = [counted[value] for value in values]
         _refuse_constant(spec, len(values) < 2)
         return Vocabulary("discrete", values, counts, count=sum(counts), n_missing=len(table) - sum(counts))
     numbers, valid, readings = _read_dimensions(table, spec)
-    known, is_time = numbers[valid], tuple(reading.is_time for reading in readings)
+    known, is_time = numbers[valid], [reading.is_time for reading in readings]
     _refuse_constant(spec, len(known) == 0)
     count, n_missing = len(known), len(table) - len(known)
-    minimum, maximum = tuple(known.min(axis=0).tolist()), tuple(known.max(axis=0).tolist())
+    minimum, maximum = known.min(axis=0).tolist(), known.max(axis=0).tolist()
     _refuse_constant(spec, any(low == high for low, high in zip(minimum, maximum, strict=True)))
     if spec.kind == "cyclic":
         return Vocabulary("cyclic", is_time=is_time, period=spec.period, count=count, n_missing=n_missing)
@@ -195,7 +194,7 @@ def load_vocabularies(path: Path) -> dict[str, Vocabulary]:
                 f"{path} has format {content['format']}, this version reads {_FORMAT}; use the version of "
                 "openfino that wrote it"
             )
-        return {name: _from_json(fields) for name, fields in content["factors"].items()}
+        return {name: Vocabulary(**fields) for name, fields in content["factors"].items()}
     except OSError as error:
         raise OpenfinoError(f"{path} cannot be read: {error.strerror}") from None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -204,23 +203,16 @@ def load_vocabularies(path: Path) -> dict[str, Vocabulary]:
         ) from None
 
 
-def _from_json(fields: dict[str, Any]) -> Vocabulary:
-    frozen: dict[str, Any] = {
-        key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()
-    }
-    return Vocabulary(**frozen)
-
-
 def _count_values(column: pl.Series) -> dict[str, int]:
     counted = value_keys(column).drop_nulls().alias("value").value_counts()
     return dict(zip(counted["value"].to_list(), counted["count"].to_list(), strict=True))
 
 
 def _read_dimensions(
-    table: pl.DataFrame, spec: FactorSpec, is_time: tuple[bool, ...] | None = None
+    table: pl.DataFrame, spec: FactorSpec, is_time: Sequence[bool] | None = None
 ) -> tuple[np.ndarray, np.ndarray, list[Reading]]:
     """Numbers float64 [N, n], NaN where null; valid bool [N] where no dimension is; the columns' readings."""
-    asked = is_time or (None,) * len(spec.columns)
+    asked: Sequence[bool | None] = is_time or [None] * len(spec.columns)
     readings = [
         read_factor_column(table[name], spec, flag) for name, flag in zip(spec.columns, asked, strict=True)
     ]
