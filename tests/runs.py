@@ -72,9 +72,10 @@ def environment():
 
 def kill_at_step(recipe, out, step):
     """Start a run in another process and kill it with SIGKILL as soon as ``step`` is logged."""
-    process = subprocess.Popen(
-        command(recipe), env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
+    # Into a file: workers that outlive their parent for a moment would keep a pipe open.
+    said = Path(out).with_suffix(".log")
+    with said.open("w") as stream:
+        process = subprocess.Popen(command(recipe), env=environment(), stdout=stream, stderr=stream)
     deadline = time.monotonic() + 120
     log = Path(out) / "metrics.jsonl"
     while time.monotonic() < deadline and process.poll() is None:
@@ -83,5 +84,5 @@ def kill_at_step(recipe, out, step):
         time.sleep(0.005)
     finished = process.poll() is not None
     process.send_signal(signal.SIGKILL)
-    output, _ = process.communicate()
-    assert not finished, f"the run ended before it could be killed:\n{output}"
+    process.wait()
+    assert not finished, f"the run ended before it could be killed:\n{said.read_text()}"

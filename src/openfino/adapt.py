@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from openfino.distributed import World, barrier, join_world
+from openfino.distributed import World, barrier, choose_device, join_world
 from openfino.errors import OpenfinoError
 from openfino.factors.encode import EncodedFactor, Vocabulary, load_vocabularies, save_vocabularies
 from openfino.images.loader import build_loader
@@ -132,34 +132,13 @@ def adapt(
         "weights": {"source": report.source, "matched": report.matched, "total": report.total},
         **{key: provenance[key] for key in ("parent", "factors", "images")},
         "probes": prober.before_and_after(),
+        "best_step": prober.best_step,
         "model": str(recipe.out / ("best" if (recipe.out / "best").is_dir() else "model")),
     }
     if world.is_main:
         (recipe.out / SUMMARY_FILE).write_text(json.dumps(summary, indent=1), encoding="utf-8")
         say(_closing_words(summary), highlight=False)
     return summary
-
-
-def choose_device(name: str) -> torch.device:
-    """``auto``: this process's GPU if there is one, else the CPU.
-
-    Raises:
-        OpenfinoError: if the named device is not there.
-    """
-    if name == "auto":
-        name = f"cuda:{World.from_environment().local_rank}" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise OpenfinoError(f"train.device: {name!r} is no device; write auto, cpu or cuda") from None
-    if device.type == "cuda":
-        if not torch.cuda.is_available():
-            raise OpenfinoError(
-                "train.device: cuda was asked for but this machine has none; write auto or cpu"
-            )
-        device = torch.device("cuda", device.index or World.from_environment().local_rank)
-        torch.cuda.set_device(device)
-    return device
 
 
 def starting_backbone(recipe: Recipe, channels: list[str]) -> tuple[Backbone, LoadReport]:
@@ -226,12 +205,16 @@ def build_run(
 def describe_provenance(recipe: Recipe, ready: Preflight, backbone: Backbone) -> dict[str, Any]:
     """Facts for the model card."""
     source = recipe.model.source
+    # The name of a folder, not its place: what is written here travels with the exported model.
+    name = Path(source).name if source and Path(source).is_dir() else source
     return {
-        "source": source or "random weights",
-        "parent": {"source": source, "licence": licence_of(source, backbone.config)},
+        "source": name or "random weights",
+        "parent": {"source": name, "licence": licence_of(source, backbone.config)},
         "factors": {name: {"role": spec.role, "kind": spec.kind} for name, spec in ready.specs.items()},
         "images": len(ready.rows),
-        "recipe": recipe.model_dump(mode="json"),
+        "recipe": recipe.model_dump(
+            mode="json", exclude={"manifest": True, "out": True, "model": {"source"}}
+        ),
     }
 
 
@@ -300,6 +283,8 @@ def _closing_words(summary: Mapping[str, Any]) -> str:
         words += f"; {summary['skipped_steps']} steps skipped for non-finite values"
     if summary["unreadable_rows"]:
         words += f"; {len(summary['unreadable_rows'])} images could not be read and were replaced"
+    if summary["best_step"] == 0:
+        words += ". No probe during training beat the starting backbone on the validation split: best/ is that backbone"
     return f"{words}. Model: {summary['model']}"
 
 

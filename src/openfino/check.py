@@ -2,9 +2,11 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 from openfino.errors import InputProblemsError, Problem
-from openfino.manifest import check_manifest, read_manifest
+from openfino.images.check import check_manifest
+from openfino.manifest import read_manifest
 from openfino.preflight import preflight
 from openfino.recipe import load_recipe
 
@@ -19,7 +21,7 @@ def check_source(
         overrides: ``key=value`` laid over a recipe.
         decode: read every image to its end instead of looking whether the file is there.
     """
-    level = "decode" if decode else "exist"
+    level: Literal["exist", "decode"] = "decode" if decode else "exist"
     if source.suffix.lower() not in (".yaml", ".yml"):
         manifest = read_manifest(source)
         problems = check_manifest(manifest, factors={}, required_columns={}, read_images=level)

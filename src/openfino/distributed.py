@@ -13,6 +13,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from openfino.errors import OpenfinoError
+
 
 @dataclass(frozen=True)
 class World:
@@ -39,6 +41,26 @@ def current_world() -> World:
     if dist.is_available() and dist.is_initialized():
         return World(dist.get_rank(), dist.get_world_size(), int(os.environ.get("LOCAL_RANK", "0")))
     return World()
+
+
+def choose_device(name: str) -> torch.device:
+    """The device of a name; ``auto``: this process's GPU if there is one, else the CPU.
+
+    Raises:
+        OpenfinoError: if the named device is not there.
+    """
+    if name == "auto":
+        name = f"cuda:{World.from_environment().local_rank}" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise OpenfinoError(f"device: {name!r} is no device; write auto, cpu or cuda") from None
+    if device.type == "cuda":
+        if not torch.cuda.is_available():
+            raise OpenfinoError("device: cuda was asked for but this machine has none; write auto or cpu")
+        device = torch.device("cuda", device.index or World.from_environment().local_rank)
+        torch.cuda.set_device(device)
+    return device
 
 
 def join_world(device: torch.device) -> World:

@@ -80,6 +80,16 @@ class Prober:
             return {}
         return {"before": self.history[0], "after": self.history[-1]}
 
+    @property
+    def best_step(self) -> int | None:
+        """The step whose backbone is in ``best/``; None without a validation split."""
+        scored = [
+            (record["selection"], -record["step"])
+            for record in self.history
+            if record["selection"] is not None
+        ]
+        return -max(scored)[1] if scored else None
+
     def describe_baseline(self) -> str:
         """One line about the starting backbone."""
         scores = {

@@ -4,11 +4,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from openfino.errors import InputProblemsError, OpenfinoError
+from openfino.distributed import choose_device
+from openfino.errors import InputProblemsError
 from openfino.evaluation.embed import EmbedReport, embed
 from openfino.evaluation.features import Progress as ProgressCallback
 from openfino.evaluation.probes import probe_model
@@ -62,7 +62,7 @@ def probe_command(
             table,
             settings,
             batch_size=batch_size,
-            device=_device(device),
+            device=choose_device(device),
             leakage_columns=leakage,
             workers=READERS,
             progress=progress,
@@ -85,7 +85,7 @@ def embed_command(
             out,
             tokens=("cls", "mean", "patches") if patches else ("cls", "mean"),
             batch_size=batch_size,
-            device=_device(device),
+            device=choose_device(device),
             workers=READERS,
             overwrite=overwrite,
             progress=progress,
@@ -95,24 +95,6 @@ def embed_command(
 def _other_splits(manifest: Manifest, split: str, train: str) -> list[str]:
     present = value_keys(manifest.table[split]).drop_nulls().unique().sort().to_list()
     return [value for value in present if value != train]
-
-
-def _device(name: str) -> torch.device:
-    """``auto``: the GPU if there is one, else the CPU.
-
-    Raises:
-        OpenfinoError: if the named device is not there.
-    """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise OpenfinoError(
-            f"--device {name}: {str(error).splitlines()[0]}; write auto, cpu or cuda"
-        ) from None
-    return device
 
 
 @contextmanager

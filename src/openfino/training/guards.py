@@ -12,6 +12,7 @@ from openfino.distributed import gather_rows, sum_over_ranks
 from openfino.errors import OpenfinoError
 
 MAX_CONSECUTIVE = 3
+DIVERGED = 1e6  # no weight of a sound network comes near
 
 
 class NonFiniteGuard:
@@ -53,9 +54,12 @@ def explain_non_finite(
         if not bool(finite.all()):
             bad = rows[~finite.cpu()].tolist()
             return f"{kind} crops of manifest rows {bad[:10]} (counted from 0) hold NaN or infinite pixels"
-    broken = [name for name, weight in weights.items() if not bool(torch.isfinite(weight).all())]
+    broken = [name for name, weight in weights.items() if not bool((weight.abs() < DIVERGED).all())]
     if broken:
-        return f"weights are not finite ({broken[0]} and {len(broken) - 1} more): the run diverged, lower train.lr"
+        return (
+            f"weights are over {DIVERGED:g} or not finite ({broken[0]} and {len(broken) - 1} more): the run diverged, "
+            "lower train.lr"
+        )
     bad_terms = [name for name, value in terms.items() if not bool(torch.isfinite(value))]
     if bad_terms:
         return f"the term {', '.join(bad_terms)} is not finite on these images"

@@ -260,7 +260,7 @@ def _metrics(
 def save_run(run: Run) -> None:
     """Checkpoint everything that :func:`restore_run` needs; the main process writes."""
     if run.world.is_main:
-        names = {parameter: name for name, parameter in run.model.named_parameters()}
+        names: dict[Tensor, str] = {parameter: name for name, parameter in run.model.named_parameters()}
         parts = {
             "model": run.model.state_dict(),
             "teacher": run.teacher.state_dict(),
