@@ -133,7 +133,8 @@ def test_views_depend_on_seed_epoch_and_row_alone(manifest):
             for name, values in views.items():
                 assert torch.equal(values, whole[key][name]), (key, name)
     for row in range(1, IMAGES):
-        assert not torch.equal(whole[0, row]["global"], whole[1, row]["global"])
+        for name in ("global", "local", "global brightness", "local brightness"):
+            assert not torch.equal(whole[0, row][name], whole[1, row][name]), name
     other_seed = views_of(stop_step=11, batch_size=2, seed=8)
     assert not torch.equal(whole[0, 1]["global"], other_seed[0, 1]["global"])
     # A subset of the rows shuffles differently but cuts the same views.
@@ -345,6 +346,25 @@ def test_types_may_be_mixed_in_a_data_set(tmp_path):
     assert torch.equal(alone.global_crops[:, 0].float() / 255, batch.global_crops[:, batch.rows == 1][:, 0])
 
 
+@pytest.mark.parametrize("preset", ["natural", "overhead"])
+def test_aspect_is_the_distortion_of_what_is_seen(tmp_path, preset):
+    side = 600
+    ramp = np.linspace(0, 65535, side).astype(np.uint16)
+    across, down = np.broadcast_to(ramp, (side, side)), np.broadcast_to(ramp[:, None], (side, side))
+    np.save(tmp_path / "ramps.npy", np.stack([across, down]))
+    views = ViewSettings(
+        preset=preset, global_size=(32, 64), local_size=(48, 16), local_count=20, aspect=(0.8, 1.25)
+    )
+    batch = next(iter(loader(read_manifest(tmp_path), views, channels=["x", "y"], batch_size=6)))
+    distortions = []
+    for crop in [*batch.global_crops.flatten(0, 1), *batch.local_crops.flatten(0, 1)]:
+        # Source pixels per pixel of the crop, along each of its axes; one of the two ramps runs along each.
+        down, across = (crop.diff(dim=axis).abs().amax(0).mean() * side for axis in (1, 2))
+        distortions.append((across / down).item())
+    assert 0.77 < min(distortions) < 0.85
+    assert 1.18 < max(distortions) < 1.3
+
+
 def test_no_local_crops(manifest):
     views = VIEWS.model_copy(update={"local_count": 0})
     batch = next(iter(loader(manifest, views)))
@@ -365,6 +385,23 @@ def test_several_files_per_image(tmp_path):
     for place, row in enumerate(batch.rows.tolist()):
         assert (batch.global_crops[:, place, 0] == 10 * row).all()
         assert (batch.global_crops[:, place, 1] == 10 * row + 1).all()
+
+
+def test_paths_may_hold_any_letters(tmp_path):
+    folder = tmp_path / "B\u00e4ume \u6a39"
+    manifest = write_images(folder, count=2)
+    (folder / "00.npy").rename(folder / "\u0142.npy")
+    for workers in (0, 1):
+        batch = next(iter(loader(read_manifest(folder), batch_size=2, workers=workers)))
+        assert batch.unreadable == []
+    assert len(manifest) == 2
+
+
+def test_a_row_without_a_path_is_named(tmp_path):
+    write_images(tmp_path, count=2)
+    (tmp_path / "manifest.csv").write_text("path,label\n00.npy,a\n,b\n")
+    with pytest.raises(OpenfinoError, match=r"manifest.csv line 3: there is no path in column path"):
+        loader(read_manifest(tmp_path / "manifest.csv"))
 
 
 def test_finished_views_are_photometric_then_normalised(manifest):

@@ -177,6 +177,8 @@ def test_arrays_in_either_layout(tmp_path):
         "plane": (ramp(HEIGHT, WIDTH), ramp(HEIGHT, WIDTH)[None]),
         "first": (ramp(4, HEIGHT, WIDTH), ramp(4, HEIGHT, WIDTH)),
         "last": (ramp(HEIGHT, WIDTH, 2), np.moveaxis(ramp(HEIGHT, WIDTH, 2), 2, 0)),
+        "flat": (ramp(4, WIDTH, 3), np.moveaxis(ramp(4, WIDTH, 3), 2, 0)),
+        "equal": (ramp(3, WIDTH, 3), ramp(3, WIDTH, 3)),
         "bits": (ramp(HEIGHT, WIDTH) % 2 == 1, (ramp(HEIGHT, WIDTH)[None] % 2) * np.uint8(255)),
     }
     for name, (array, expected) in cases.items():
