@@ -148,21 +148,13 @@ def build_loader(
     """
     _check_sizes(len(rows), views, patch_size, batch_size, world_size)
     channel_statistics(images.normalization, len(channels))
-    protein = None
-    if views.protein_channel is not None:
-        if views.protein_channel not in channels:
-            raise OpenfinoError(
-                f"views.protein_channel: there is no channel {views.protein_channel!r}. "
-                f"The channels are {', '.join(channels)}"
-            )
-        protein = list(channels).index(views.protein_channel)
     dataset = _StepDataset(
         paths=_PathTable(manifest, rows),
         rows=torch.from_numpy(np.ascontiguousarray(rows, dtype=np.int64)),
         views=views,
         ibot=ibot,
         channels=tuple(channels),
-        protein=protein,
+        protein=_protein_index(views, channels),
         grid=(views.global_size[0] // patch_size, views.global_size[1] // patch_size),
         seed=seed,
         batch_size=batch_size,
@@ -170,6 +162,17 @@ def build_loader(
         world_size=world_size,
     )
     return ViewLoader(dataset, range(start_step, stop_step), workers, pin_memory)
+
+
+def _protein_index(views: ViewSettings, channels: Sequence[str]) -> int | None:
+    if views.protein_channel is None:
+        return None
+    if views.protein_channel not in channels:
+        raise OpenfinoError(
+            f"views.protein_channel: there is no channel {views.protein_channel!r}. "
+            f"The channels are {', '.join(channels)}"
+        )
+    return list(channels).index(views.protein_channel)
 
 
 def _check_sizes(rows: int, views: ViewSettings, patch_size: int, batch_size: int, world_size: int) -> None:
