@@ -13,7 +13,7 @@ from openfino.manifest import Manifest
 from openfino.recipe import Recipe
 from openfino.report.curves import ARM_NAMES, METHOD_NAMES
 
-SPLITS = ("test_id", "test_ood")
+SPLITS = ("test_ood", "test_id")
 Verdict = Literal["above", "below", "level with"]
 Arms = Mapping[str, Mapping[str, Any]]
 
@@ -44,8 +44,8 @@ def headline(arms: Arms, recipe: Recipe, images: int, plates: int) -> str:
         "level with": "Guidance made no clear difference in this run",
     }[verdict]
     return (
-        f"<strong>{opening}</strong>: on {plates} plates that training never saw, kNN macro-F1 of the pattern is "
-        f"{_value(frozen)} with the frozen start, {_value(ssl)} after plain self-supervision (SSL) and "
+        f"<strong>{opening}</strong>: on {plates} plates that training never saw, kNN macro-F1 of the localisation "
+        f"pattern is {_value(frozen)} with the frozen start, {_value(ssl)} after plain self-supervision (SSL) and "
         f"{_value(fino)} after guidance by {escape(guides)} (FINO)."
     )
 
@@ -59,7 +59,7 @@ def details(arms: Arms, images: int) -> str:
     sentences = [
         f"The linear probe {agree}: {_value(linear['frozen'])}, {_value(linear['ssl'])}, {_value(linear['fino'])} "
         f"(FINO {verdicts[1]} SSL).",
-        f"By kNN, plain SSL is {compare(knn['ssl'], knn['frozen'], images)} the frozen start, and FINO "
+        f"By kNN, plain SSL is {compare(knn['ssl'], knn['frozen'], images)} the frozen start, and FINO is "
         f"{compare(knn['fino'], knn['frozen'], images)} it.",
         f"This is one run with one seed on {images} test images: differences under about "
         f"{noise(knn['fino'], knn['ssl'], images):.2f} can be chance.",
@@ -69,7 +69,7 @@ def details(arms: Arms, images: int) -> str:
 
 def score_table(arms: Arms, manifest: Manifest, recipe: Recipe) -> str:
     """The arms: macro-F1 by split and probe, what can be read from the features, and trivial baselines."""
-    factors = list(arms["frozen"].get("leakage", {}))
+    factors = list(arms["frozen"]["leakage"])
     groups = "".join(f"<th colspan='2' scope='colgroup'>macro-F1, {split}" for split in SPLITS)
     probes = "".join(
         f"<th class='number' scope='col'>{name}" for _ in SPLITS for name in METHOD_NAMES.values()
@@ -99,28 +99,25 @@ def score_table(arms: Arms, manifest: Manifest, recipe: Recipe) -> str:
     )
 
 
-def reading_text(arms: Arms, recipe: Recipe) -> str:
+def reading_list(arms: Arms, recipe: Recipe) -> str:
     """How well each factor can still be read, and whether guidance was asked to change that."""
-    sentences = []
-    for name, first in arms["frozen"].get("leakage", {}).items():
-        values = [arms[arm]["leakage"].get(name, {}).get("knn_accuracy") for arm in arms]
-        factor = recipe.factors.get(name)
-        if None in values or factor is None:
+    asked = {
+        "informative": "guidance was asked to keep it",
+        "spurious": "guidance was asked to erase it",
+        "watched": "guidance was not asked to change that",
+    }
+    items = []
+    for name, first in arms["frozen"]["leakage"].items():
+        values = {arm: scores["leakage"].get(name, {}).get("knn_accuracy") for arm, scores in arms.items()}
+        if None in values.values() or name not in recipe.factors:
             continue
-        asked = {
-            "informative": "guidance was asked to keep it",
-            "spurious": "guidance was asked to erase it",
-            "watched": "guidance was not asked to change that",
-        }[factor.role]
-        shown = ", ".join(
-            f"{_value(value)} ({ARM_NAMES[arm]})" for arm, value in zip(arms, values, strict=True)
+        shown = ", ".join(f"{_value(value)} ({ARM_NAMES[arm]})" for arm, value in values.items())
+        items.append(
+            f"<li>The nearest neighbours of a training image tell its <b>{escape(name)}</b> with accuracy {shown}; "
+            f"always answering the commonest gives {_value(first['majority'])}, guessing {_value(first['chance'])}; "
+            f"{asked[recipe.factors[name].role]}.</li>"
         )
-        sentences.append(
-            f"The <b>{escape(name)}</b> of a training image is told from its nearest neighbours in {shown} of the "
-            f"cases; always answering the commonest would give {_value(first['majority'])}, guessing "
-            f"{_value(first['chance'])}; {asked}."
-        )
-    return " ".join(sentences)
+    return "".join(items)
 
 
 def commonest_answer(manifest: Manifest, recipe: Recipe, split: str) -> float | None:

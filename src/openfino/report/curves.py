@@ -15,7 +15,7 @@ METHOD_NAMES = {"knn": "kNN", "linear": "linear"}
 TESTS = {"test_ood": "new plates", "test_id": "training plates, other images"}
 
 _LOSSES = {
-    "total": ("Total loss", "FINO's has one term more, so the two do not compare."),
+    "total": ("Total loss", "The arms sum different terms, so their totals do not compare."),
     "dino": ("DINO", "Views of one image should get the same prototypes."),
     "ibot": ("iBOT", "Masked patches should get the teacher's prototypes."),
     "koleo": ("KoLeo", "Pushes the features of a batch apart."),
@@ -39,8 +39,7 @@ def curves(out: Path, recipes: Mapping[str, Recipe]) -> str:
         for arm in recipes
     }
     groups = {
-        "Probes of the features": _probe_figures(probes) + _reading_figures(probes),
-        "Guidance and health": _health_figures(metrics),
+        "The features": _probe_figures(probes) + _reading_figures(probes) + _health_figures(metrics),
         "Loss terms": _loss_figures(metrics, recipes),
     }
     shown = {title: drawn for title, figures in groups.items() if (drawn := "".join(figures))}

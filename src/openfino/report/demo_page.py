@@ -11,7 +11,7 @@ from typing import Any
 import openfino
 from openfino.manifest import Manifest, read_manifest
 from openfino.recipe import Recipe, load_recipe
-from openfino.report.answer import details, headline, reading_text, score_table
+from openfino.report.answer import details, headline, reading_list, score_table
 from openfino.report.curves import curves
 from openfino.report.neighbours import NEIGHBOURS, Gallery, find_neighbours, neighbour_section
 from openfino.report.roles import role_section
@@ -43,8 +43,8 @@ def write_demo_page(out: Path, manifest: Path, results: Mapping[str, Any]) -> Pa
         headline=headline(arms, recipe, len(tested), plates),
         details=details(arms, len(tested)),
         scores=score_table(arms, table, recipe),
-        reading=reading_text(arms, recipe),
-        method=_method(table, recipe, len(tested), plates),
+        reading=reading_list(arms, recipe),
+        method=_method(table, recipes, len(tested), plates),
         roles=role_section(table, recipes),
         curves=curves(out, recipes),
         neighbours_intro=_neighbours_intro(gallery),
@@ -57,14 +57,28 @@ def write_demo_page(out: Path, manifest: Path, results: Mapping[str, Any]) -> Pa
     return path
 
 
-def _method(table: Manifest, recipe: Recipe, images: int, plates: int) -> str:
+def _method(table: Manifest, recipes: Mapping[str, Recipe], images: int, plates: int) -> str:
+    recipe = recipes["fino"]
     known = len(table.rows_where(recipe.probe.split or "split", ["test_id"]))
+    spreads = {arm: _spreading_terms(own) for arm, own in recipes.items()}
+    difference = "the roles alone"
+    if spreads["ssl"] != spreads["fino"]:
+        terms = f"{spreads['ssl']} in SSL, {spreads['fino']} in FINO"
+        difference = f"the roles and in the term that spreads features ({terms})"
     return (
         f"<b>test_id</b>: {known} other images of the training plates. <b>test_ood</b>: {images} images of {plates} "
-        "plates that training never saw, with antibodies that it did see. Backbones are frozen; <b>kNN</b> "
-        f"(k = {recipe.probe.k}) uses the CLS token, <b>linear</b> is logistic regression on CLS and mean patch token; "
-        "both are fitted on the train split. <b>Macro-F1</b> is the mean F1 over the patterns, rare ones counting as "
-        "much as common ones. The bold number is the best of its column."
+        "plates that training never saw, with antibodies that it did see. Both trained arms start from the frozen "
+        f"start, see the same images and differ in {difference}. Probes read frozen features: <b>kNN</b> "
+        f"(k = {recipe.probe.k}) the CLS token, <b>linear</b> (logistic regression) CLS and mean patch token; both are "
+        "fitted on the train split. <b>Macro-F1</b> is the mean F1 over the patterns, rare ones counting as much as "
+        "common ones. The bold number is the best of its column."
+    )
+
+
+def _spreading_terms(recipe: Recipe) -> str:
+    weights = {"KoLeo": recipe.koleo_weight, "SIGReg": recipe.sigreg_weight}
+    return (
+        " and ".join(f"{name} at weight {weight:g}" for name, weight in weights.items() if weight) or "none"
     )
 
 

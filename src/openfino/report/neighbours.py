@@ -25,6 +25,7 @@ from openfino.sampledata.sheet import composite
 
 QUERIES, NEIGHBOURS, BANK_ROWS = 8, 5, 600
 _QUALITY = 85  # of the JPEG files
+_MARKS = {"right": "<i>&#10003;</i>", "wrong": "<i>&#10007;</i>", "": ""}
 
 Rows = NDArray[np.int64]
 
@@ -98,23 +99,18 @@ def neighbour_section(manifest: Manifest, gallery: Gallery, label: str) -> str:
     captions = [name for name in (label, "antibody", "plate") if name in manifest.table.columns]
     picture = cache(lambda row: picture_address(manifest, row))
 
-    def tile(row: int, verdict: str = "", mark: str = "") -> str:
+    def tile(row: int, verdict: str = "") -> str:
         values = [manifest.table[name][row] for name in captions]
         title = escape(", ".join(str(value) for value in values if value is not None))
         text = escape(str(labels[row]).replace("_", " "))
         return (
             f"<li class='tile {verdict}' title='{title}'><img src='{picture(row)}' alt='{title}'>"
-            f"<span>{mark}{text}</span></li>"
+            f"{_MARKS[verdict]}<span>{text}</span></li>"
         )
 
     def line(arm: str, query: int) -> str:
         rows = gallery.found[arm].get(query, [])
-        tiles = [
-            tile(row, "right", "&#10003; ")
-            if labels[row] == labels[query]
-            else tile(row, "wrong", "&#10007; ")
-            for row in rows
-        ]
+        tiles = [tile(row, "right" if labels[row] == labels[query] else "wrong") for row in rows]
         count = f"{_right(labels, query, rows)} of {len(rows)}"
         return f"<h4>{ARM_NAMES[arm]} <span>{count}</span></h4><ul class='tiles'>{''.join(tiles)}</ul>"
 
@@ -137,7 +133,8 @@ def neighbour_section(manifest: Manifest, gallery: Gallery, label: str) -> str:
 def picture_address(manifest: Manifest, row: int) -> str:
     """The image of ``row`` as a colour composite, a JPEG file in a ``data:`` address."""
     file = io.BytesIO()
-    Image.fromarray(composite(read_image(manifest.paths(row)))).save(file, "JPEG", quality=_QUALITY)
+    picture = Image.fromarray(composite(read_image(manifest.paths(row))))
+    picture.save(file, "JPEG", quality=_QUALITY, subsampling=0)  # the structure is in the colours
     return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode("ascii")
 
 
