@@ -82,7 +82,12 @@ def stop_non_finite(step: int, cause: str, replay: Path) -> OpenfinoError:
 
 @torch.no_grad()
 def feature_rank(features: Tensor) -> Tensor:
-    """RankMe of ``features`` [n, D]: exp of the entropy of the normalised singular values, in [1, min(n, D)]."""
+    """RankMe of ``features`` [n, D]: exp of the entropy of the normalised singular values, in [1, min(n, D)].
+
+    NaN if a feature is not finite.
+    """
+    if not bool(torch.isfinite(features).all()):
+        return torch.tensor(math.nan)
     centred = features.float() - features.float().mean(dim=0)
     values = torch.linalg.svdvals(centred)
     shares = values / values.sum().clamp_min(1e-12)
