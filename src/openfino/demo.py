@@ -78,7 +78,7 @@ def run_demo(
     """
     console = console or Console()
     started = time.perf_counter()
-    _claim(out, overwrite=overwrite)
+    claim(out, overwrite=overwrite)
 
     console.print("[bold]1. sample[/]  a drawn screen: 60 antibodies, 10 patterns, plates with batch effects")
     manifest = draw_sample(out / "data", images=budget.images, seed=0, workers=min(os.cpu_count() or 1, 2))
@@ -254,14 +254,18 @@ def _read_lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
-def _claim(out: Path, *, overwrite: bool) -> None:
-    """Make ``out`` empty: only a folder that looks like an earlier demo is ever cleared."""
+def claim(out: Path, *, overwrite: bool) -> None:
+    """Make ``out`` empty: only a folder that looks like an earlier demo or benchmark is ever cleared.
+
+    Raises:
+        OpenfinoError: if it is not empty and may not be cleared.
+    """
     if out.exists() and any(out.iterdir()):
-        is_demo = (out / "data" / "manifest.csv").is_file()
-        if not overwrite or not is_demo:
+        is_ours = (out / "data" / "manifest.csv").is_file()
+        if not overwrite or not is_ours:
             hint = (
-                "write --overwrite to replace the earlier demo"
-                if is_demo
+                "write --overwrite to replace what an earlier one left"
+                if is_ours
                 else "choose another folder with --out"
             )
             raise OpenfinoError(f"{out} is not empty; {hint}")
