@@ -29,7 +29,7 @@ format: install
 	$(BIN)/ruff check --fix .
 
 bench-fashion: install
-	$(BIN)/python benchmarks/fashion.py
+	$(BIN)/python benchmarks/fashion.py --overwrite
 
 clean:
 	rm -rf .venv demo
