@@ -34,9 +34,10 @@ from rich.console import Console
 
 from arms import collect_scores, markdown_table, run_name, summarise, train_two_at_a_time
 from openfino.check import check_source
-from openfino.demo import BACKBONE, claim
+from openfino.demo import BACKBONE
 from openfino.errors import InputProblemsError, OpenfinoError
 from openfino.keyed import Purpose, keyed_generator
+from openfino.runfolder import claim_workspace
 from openfino.sampledata.textures import blur
 
 SOURCE = Path("/usr/share/datasets/fashion-mnist")
@@ -307,7 +308,7 @@ def run(arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
     """Everything, from the idx files to ``results.json``."""
     started, out, seeds = time.perf_counter(), arguments.out, range(arguments.seeds)
     splits = choose_images(arguments.source, train=arguments.train, test=arguments.test)
-    claim(out, overwrite=arguments.overwrite)
+    claim_workspace(out, overwrite=arguments.overwrite)
     write_data(splits, out / "data")
     recipes = {
         run_name(arm, seed): write_recipe(out, arm, seed, steps=arguments.steps, batch=arguments.batch)

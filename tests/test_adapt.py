@@ -1,18 +1,23 @@
 import json
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import polars as pl
 import pytest
 import torch
 from PIL import Image
+from rich.console import Console
 
+from openfino.adapt import adapt
 from openfino.errors import InputProblemsError, OpenfinoError
 from openfino.factors.encode import load_vocabularies
 from openfino.models.store import load_model
+from openfino.recipe import build_recipe
 from openfino.training.checkpoint import list_checkpoints, load_checkpoint
-from runs import command, environment, kill_at_step, losses, recipe_file, run_tiny, tiny_settings
+from tiny_runs import command, environment, kill_at_step, losses, recipe_file, run_tiny, tiny_settings
 
 
 def test_a_run_leaves_everything_that_is_promised(image_set, tmp_path):
@@ -244,3 +249,85 @@ def test_a_started_model_folder_and_channels(image_set, tmp_path):
         model={"source": str(tmp_path / "first"), "config": None},
     )
     assert second["weights"]["matched"] == second["weights"]["total"]
+
+
+def test_checkpointed_activations_change_no_loss(image_set, tmp_path):
+    run_tiny(image_set, tmp_path / "kept", train={"steps": 3, "drop_path": 0.3})
+    again = {"steps": 3, "drop_path": 0.3, "activation_checkpointing": True}
+    run_tiny(image_set, tmp_path / "recomputed", train=again)
+    kept, recomputed = losses(tmp_path / "kept"), losses(tmp_path / "recomputed")
+    for step, values in kept.items():
+        assert recomputed[step] == pytest.approx(values, rel=1e-6), step
+
+
+def test_autocast_keeps_weights_and_terms_in_float32(image_set, tmp_path):
+    run_tiny(image_set, tmp_path / "exact", train={"steps": 2})
+    run_tiny(image_set, tmp_path / "mixed", train={"steps": 2, "precision": "bfloat16"})
+    tensors, _ = load_checkpoint(list_checkpoints(tmp_path / "mixed" / "checkpoints")[-1])
+    assert {value.dtype for name, value in tensors.items() if "weight" in name} == {torch.float32}
+    exact, mixed = (losses(tmp_path / name)[0]["loss/total"] for name in ("exact", "mixed"))
+    assert mixed != exact
+    assert mixed == pytest.approx(exact, rel=0.02)
+
+
+def test_one_file_per_channel_sixteen_bits_and_a_non_square_crop(tmp_path):
+    generator = np.random.default_rng(0)
+    rows = []
+    for index in range(12):
+        names = [f"{index}_{channel}.png" for channel in ("dna", "actin")]
+        for name in names:
+            pixels = generator.integers(0, 65_535, (48, 56), dtype=np.uint16)
+            Image.fromarray(pixels).save(tmp_path / name)
+        rows.append(
+            {
+                "dna_path": names[0],
+                "actin_path": names[1],
+                "dose": float(index),
+                "day": f"2024-0{1 + index % 9}-03",
+            }
+        )
+    pl.DataFrame(rows).write_parquet(tmp_path / "manifest.parquet")
+    settings = {
+        "train_split": None,
+        "images": {
+            "path_columns": ["dna_path", "actin_path"],
+            "channels": ["dna", "actin"],
+            "normalization": "zscore",
+        },
+        "views": {"preset": "overhead", "global_size": [32, 48], "local_size": [16, 24]},
+        "factors": {
+            "site": {"role": "watched", "kind": "discrete", "columns": ["day"]},
+            "dose": {"role": "informative"},
+            "season": {"role": "informative", "kind": "cyclic", "columns": ["day"], "period": "day_of_year"},
+        },
+        "probe": {"split": None},
+        "train": {"steps": 2, "batch_size": 6},
+    }
+    run_tiny(tmp_path / "manifest.parquet", tmp_path / "run", **settings)
+    model = load_model(tmp_path / "run")
+    assert model.backbone.channels == 2
+    assert model.preprocessing.channels == ["dna", "actin"]
+
+
+def test_a_plain_folder_trains_without_a_table(image_set, tmp_path):
+    recipe = tiny_settings(
+        image_set.parent / "images", tmp_path / "run", train_split=None, probe={"split": None}
+    )
+    recipe["factors"] = {}
+    summary = adapt(build_recipe(recipe), console=Console(quiet=True))
+    assert summary["images"] == 40
+
+
+CURVES = Path(__file__).parent / "curves"
+
+
+@pytest.mark.parametrize("name", ["plain", "guided"])
+def test_the_loss_curve_is_the_stored_one(image_set, tmp_path, name):
+    """A change that was meant to change nothing must change no loss; ``curves/README.md`` says how to renew."""
+    roles = {"plain": ("watched", "watched"), "guided": ("informative", "spurious")}[name]
+    run_tiny(image_set, tmp_path / "run", factors=dict(zip(("site", "dose"), roles, strict=True)))
+    found = [values["loss/total"] for values in losses(tmp_path / "run").values()]
+    path = CURVES / f"{name}.json"
+    if os.environ.get("OPENFINO_RENEW_CURVES"):
+        path.write_text(json.dumps(found) + "\n")
+    assert found == pytest.approx(json.loads(path.read_text()), rel=1e-4)

@@ -1,6 +1,7 @@
 """The command line. Heavy packages are imported inside the commands, so that ``--help`` answers at once."""
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -45,7 +46,8 @@ def sample(
     """Draw the sample data set: four-channel fluorescence images with batch effects, and their table."""
     from openfino.sampledata import draw_sample
 
-    manifest = draw_sample(out, images=images, size=size, seed=seed, overwrite=overwrite)
+    cores = min(os.cpu_count() or 1, 2)
+    manifest = draw_sample(out, images=images, size=size, seed=seed, workers=cores, overwrite=overwrite)
     typer.echo(f"wrote {manifest}")
 
 

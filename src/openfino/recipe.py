@@ -173,7 +173,7 @@ class KoleoSettings(Section):
 
     weight: Weight | None = None
     """0.1 when no factor guides the run, else 0 (the paper: SIGReg replaces KoLeo in FINO)."""
-    group_size: Positive | None = None
+    group_size: Annotated[int, Field(ge=2)] | None = None
     """Neighbours are searched in groups of this many samples; the whole global batch when not given."""
 
 
@@ -218,7 +218,10 @@ class TrainSettings(Section):
     batch_size: Positive = 96
     """Images per step over all processes."""
     accumulate: Positive = 1
-    """Split each process's share of the batch into this many pieces to save memory."""
+    """Split each process's share of the batch into this many pieces to save memory.
+
+    Teacher targets see the whole batch all the same; KoLeo, SIGReg and balancing see one piece at a time.
+    """
     lr: Annotated[float, Field(gt=0)] = 5e-5
     lr_scaling: Literal["sqrt_1024", "none"] = "sqrt_1024"
     """``sqrt_1024``: lr times sqrt(batch_size / 1024)."""

@@ -21,6 +21,7 @@ from openfino.recipe import Recipe, dump_recipe
 from openfino.training.checkpoint import list_checkpoints
 
 RECIPE_FILE = "recipe.yaml"
+WORKSPACE_MARK = ".openfino-workspace"
 # Keys that may differ when a run is resumed: they change neither what is drawn nor what is learned.
 FREE_ON_RESUME = {
     "out",
@@ -65,6 +66,27 @@ def claim_folder(recipe: Recipe, *, resume: bool, overwrite: bool) -> Path | Non
     folder.mkdir(parents=True, exist_ok=True)
     (folder / RECIPE_FILE).write_text(dump_recipe(recipe), encoding="utf-8")
     return checkpoint
+
+
+def claim_workspace(out: Path, *, overwrite: bool) -> None:
+    """Make ``out`` an empty folder for data and several runs; only one that was made here before is ever cleared.
+
+    Raises:
+        OpenfinoError: if it is not empty and may not be cleared.
+    """
+    if out.exists() and any(out.iterdir()):
+        is_ours = (out / WORKSPACE_MARK).is_file()
+        if not is_ours:
+            raise OpenfinoError(
+                f"{out} is not empty; nothing in it was touched. Choose another folder with --out"
+            )
+        if not overwrite:
+            raise OpenfinoError(
+                f"{out} is not empty; write --overwrite to replace what an earlier call left there"
+            )
+        shutil.rmtree(out)
+    out.mkdir(parents=True, exist_ok=True)
+    (out / WORKSPACE_MARK).write_text("This folder is written by openfino and cleared by --overwrite.\n")
 
 
 def _refuse_other_recipe(recipe: Recipe, stored: dict[str, Any]) -> None:
