@@ -151,7 +151,7 @@ def main() -> None:
     }
     times: dict[str, list[float]] = {name: [] for name in arms}
     for step in range(arguments.steps + 3):
-        batch = draw_batch(arms["plain"].recipe, step).to(device)
+        batch = draw_batch(arms["plain"].recipe, step)
         for name, run in arms.items():
             taken = timed_step(run, batch, device)
             if step >= 3:

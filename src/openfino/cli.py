@@ -28,11 +28,16 @@ def demo(
     out: Annotated[Path, typer.Option(help="Folder for data, runs, report and results.json.")] = Path("demo"),
     overwrite: Overwrite = False,
     seed: Annotated[int, typer.Option(help="Seed of the training arms.")] = 0,
+    as_json: Json = False,
 ) -> None:
     """See the whole thing work on a drawn data set, in minutes on two CPU cores."""
+    from rich.console import Console
+
     from openfino.demo import run_demo
 
-    run_demo(out, overwrite=overwrite, seed=seed)
+    results = run_demo(out, overwrite=overwrite, seed=seed, console=Console(stderr=as_json))
+    if as_json:
+        typer.echo(json.dumps(results, indent=1))
 
 
 @app.command()
@@ -40,15 +45,16 @@ def sample(
     out: Annotated[Path, typer.Argument(help="Folder for images and manifest.csv.")],
     images: Annotated[int, typer.Option(min=20, help="How many images.")] = 2400,
     size: Annotated[int, typer.Option(min=16, help="Side of an image in pixels.")] = 64,
-    seed: int = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Another seed draws another screen.")] = 0,
     overwrite: Overwrite = False,
+    as_json: Json = False,
 ) -> None:
     """Draw the sample data set: four-channel fluorescence images with batch effects, and their table."""
     from openfino.sampledata import draw_sample
 
     cores = min(os.cpu_count() or 1, 2)
     manifest = draw_sample(out, images=images, size=size, seed=seed, workers=cores, overwrite=overwrite)
-    typer.echo(f"wrote {manifest}")
+    typer.echo(json.dumps({"manifest": str(manifest), "images": images}) if as_json else f"wrote {manifest}")
 
 
 @app.command()
@@ -154,15 +160,15 @@ def embed(
     batch_size: BatchSize = 64,
     device: Device = "auto",
     overwrite: Overwrite = False,
+    as_json: Json = False,
 ) -> None:
     """Write features as Parquet: every column of the manifest, CLS and mean of the patches."""
     from openfino.evaluation.command import embed_command
 
-    typer.echo(
-        embed_command(
-            model, manifest, out, patches=patches, batch_size=batch_size, device=device, overwrite=overwrite
-        )
+    report = embed_command(
+        model, manifest, out, patches=patches, batch_size=batch_size, device=device, overwrite=overwrite
     )
+    typer.echo(json.dumps(report.to_json(), indent=1) if as_json else str(report))
 
 
 @app.command()

@@ -1,11 +1,13 @@
 """Features of every image of a manifest as one Parquet file (ecosystem.md section 4.5)."""
 
+import dataclasses
 import hashlib
 import json
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -50,6 +52,10 @@ class EmbedReport:
     dimensions: int
     unreadable: int
     causes: list[str]
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain values."""
+        return {**dataclasses.asdict(self), "file": str(self.file)}
 
     def __str__(self) -> str:
         text = f"wrote {self.file}: {self.rows:,} rows, {self.dimensions} dimensions"

@@ -93,7 +93,7 @@ def train(run: Run, batches: Iterable[ViewBatch]) -> None:
         )
 
         # Forward and backward, piece by piece; the teacher first, so that targets see the whole batch.
-        pieces = make_pieces(run, batch.to(run.device))
+        pieces = make_pieces(run, batch)
         with _autocast(run):
             temperature = schedules.teacher_temperature(step)
             targets = teacher_targets(run.teacher, pieces, temperature, recipe.objective.sinkhorn_iterations)
@@ -133,7 +133,7 @@ def train(run: Run, batches: Iterable[ViewBatch]) -> None:
 
 
 def make_pieces(run: Run, batch: ViewBatch) -> list[Piece]:
-    """Cut this rank's batch into ``accumulate`` pieces with finished views and encoded factors."""
+    """Cut this rank's batch (on the CPU) into ``accumulate`` pieces with finished views and encoded factors."""
     recipe = run.recipe
     local = batch.rows.shape[0]
     size = -(-local // recipe.train.accumulate)
@@ -141,16 +141,20 @@ def make_pieces(run: Run, batch: ViewBatch) -> list[Piece]:
     pieces = []
     for start in range(0, local, size):
         part = batch.slice(start, min(start + size, local))
+        masked = part.masks.flatten().nonzero().squeeze(1)
+        part = part.to(run.device)
         global_views, local_views = finish_views(part, recipe.views, recipe.images.normalization)
-        rows = part.rows.cpu()
         pieces.append(
             Piece(
                 step=batch.step,
                 global_views=global_views,
                 local_views=local_views,
                 masks=part.masks,
-                factors={name: factor.batch(rows).to(run.device) for name, factor in run.factors.items()},
-                slots=torch.arange(first_slot + start, first_slot + start + rows.shape[0]),
+                masked=masked.to(run.device, non_blocking=True),
+                factors={
+                    name: factor.batch(part.rows).to(run.device) for name, factor in run.factors.items()
+                },
+                slots=torch.arange(first_slot + start, first_slot + start + part.rows.shape[0]),
                 batch_size=recipe.train.batch_size,
             )
         )

@@ -32,11 +32,12 @@ class Student(nn.Module):
             ProjectionHead(backbone.embed_dim, settings.ibot.head) if settings.ibot.weight > 0 else None
         )
 
-    def masked_logits(self, patches: Tensor, masks: Tensor) -> Tensor:
-        """iBOT logits [M, J] of the masked ones of ``patches`` [V, B, P, D]; [0, 0] without an iBOT head."""
+    def masked_logits(self, patches: Tensor, masked: Tensor) -> Tensor:
+        """iBOT logits [M, J] of the ``masked`` ones of ``patches`` [V, B, P, D]; [0, 0] without an iBOT head."""
         if self.ibot_head is None:
             return patches.new_zeros(0, 0)
-        return self.ibot_head(patches[masks])[0]
+        logits: Tensor = self.ibot_head(patches.flatten(0, 2)[masked])[0]
+        return logits
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,8 @@ class Piece:
     Attributes:
         step: the step of the run.
         global_views: [V, B, C, H, W], normalised. local_views: [N, B, C, h, w], normalised.
-        masks: bool [V, B, P].
+        masks: bool [V, B, P]. masked: where masks are True, flattened, int64 [M]; found on the CPU, so that no step
+            waits for the GPU to count.
         factors: per factor name.
         slots: place of each image in the global batch, int64 [B]. batch_size: images of the global batch.
     """
@@ -55,6 +57,7 @@ class Piece:
     global_views: Tensor
     local_views: Tensor
     masks: Tensor
+    masked: Tensor
     factors: Mapping[str, FactorBatch]
     slots: Tensor
     batch_size: int
@@ -91,7 +94,7 @@ def teacher_targets(
         tokens = encode_views(teacher.backbone, piece.global_views)
         cls.append(tokens.cls.float())
         logits.append(teacher.dino_head(tokens.cls)[0].float())
-        masked_logits.append(teacher.masked_logits(tokens.patches, piece.masks).float())
+        masked_logits.append(teacher.masked_logits(tokens.patches, piece.masked).float())
     crops, counts = logits[0].shape[0], [part.shape[1] for part in logits]
     probs = sinkhorn(torch.cat([part.flatten(0, 1) for part in logits]), temperature, iterations)
     masked_counts = [part.shape[0] for part in masked_logits]
@@ -144,7 +147,7 @@ class TrainableModel(nn.Module):
             global_logits=logits,
             bottleneck=bottleneck,
             local_logits=local_logits,
-            masked_logits=student.masked_logits(tokens.patches, piece.masks),
+            masked_logits=student.masked_logits(tokens.patches, piece.masked),
             masks=piece.masks,
             teacher_probs=targets.probs,
             teacher_masked_probs=targets.masked_probs,
