@@ -61,7 +61,7 @@ class Budget:
     """How much the demo does: images of the sample, steps and images per step of each arm."""
 
     images: int = 2400
-    steps: int = 400
+    steps: int = 300
     batch_size: int = 32
 
 
