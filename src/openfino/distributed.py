@@ -7,6 +7,7 @@ batch, because gradients are averaged over ranks. A term that needs the whole ba
 
 import os
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -14,6 +15,9 @@ import torch.distributed as dist
 from torch import Tensor
 
 from openfino.errors import OpenfinoError
+
+# Ranks wait for the main one while it probes or writes; torchrun notices a dead process by itself.
+PATIENCE = timedelta(hours=4)
 
 
 @dataclass(frozen=True)
@@ -63,10 +67,18 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """``tensor`` on ``device``; a copy from the CPU to a GPU goes through pinned memory and nobody waits for it."""
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
+
+
 def join_world(device: torch.device) -> World:
     """Initialise the process group when started by ``torchrun``; else do nothing."""
     if "WORLD_SIZE" in os.environ and "RANK" in os.environ and not dist.is_initialized():
-        dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
+        backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+        dist.init_process_group(backend, timeout=PATIENCE)
     return current_world()
 
 
@@ -80,6 +92,16 @@ def barrier() -> None:
     """Wait for all ranks; returns at once on one."""
     if current_world().size > 1:
         dist.barrier()
+
+
+def gather_objects(value: Any) -> list[Any]:
+    """``value`` of every rank, in rank order; small plain objects only."""
+    world = current_world()
+    if world.size == 1:
+        return [value]
+    values: list[Any] = [None] * world.size
+    dist.all_gather_object(values, value)
+    return values
 
 
 def sum_over_ranks(value: Tensor) -> Tensor:

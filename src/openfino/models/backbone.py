@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from transformers import DINOv3ViTConfig, DINOv3ViTModel
 
 from openfino.errors import OpenfinoError
 from openfino.models.channels import expand_channels
+from openfino.models.drop_path import recompute_contexts
 
 MIN_MATCHED = 0.99
 
@@ -95,7 +97,7 @@ class Backbone(nn.Module):
             if new_name
             else self.model.gradient_checkpointing_enable
         )
-        enable({"use_reentrant": False})
+        enable({"use_reentrant": False, "context_fn": partial(recompute_contexts, self.model)})
 
     def forward(self, pixels: Tensor, masks: Tensor | None = None) -> Tokens:
         """Tokens of ``pixels`` [B, C, H, W]; patches where ``masks`` [B, P] is True become the mask token."""

@@ -5,9 +5,14 @@ drop other samples than one process with the whole batch. Here the draws of a st
 batch from a key, and every process takes the rows that it owns.
 """
 
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from transformers import DINOv3ViTModel
+
+from openfino.distributed import to_device
 
 BRANCHES = 2  # attention and feed-forward: one module serves both, in this order
 
@@ -49,13 +54,51 @@ def draw_drop_path(model: DINOv3ViTModel, seed: int, rows: Tensor, total_rows: i
         rows: which rows of the global batch this pass holds, in order, int64 [n].
         total_rows: rows of the global batch.
     """
-    modules = [layer.drop_path for layer in model.model.layer if isinstance(layer.drop_path, DropPath)]
+    modules = _modules(model)
     if not modules:
         return
     generator = torch.Generator().manual_seed(seed)
-    draws = torch.rand(len(modules), BRANCHES, total_rows, generator=generator)[:, :, rows.cpu()]
-    device = model.embeddings.cls_token.device
-    for module, uniform in zip(modules, draws, strict=True):
-        keep = (uniform >= module.rate).float() / (1 - module.rate)
-        module.keep = keep[:, :, None, None].to(device, non_blocking=True)
+    uniform = torch.rand(len(modules), BRANCHES, total_rows, generator=generator)[:, :, rows.cpu()]
+    rates = torch.tensor([module.rate for module in modules])[:, None, None]
+    keep = (uniform >= rates).float() / (1 - rates)
+    # One copy for all blocks.
+    keep = to_device(keep[..., None, None], model.embeddings.cls_token.device)
+    for module, own in zip(modules, keep, strict=True):
+        module.keep = own
         module.branch = 0
+
+
+def recompute_contexts(
+    model: DINOv3ViTModel,
+) -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
+    """The ``context_fn`` of ``torch.utils.checkpoint``: a recomputed block sees the draws of its own forward pass.
+
+    A step runs the model twice (global and local crops) before its backward pass; without this the blocks of the
+    first pass would be recomputed with the draws of the second.
+    """
+    return nullcontext(), _SameDraws(_modules(model))
+
+
+class _SameDraws(AbstractContextManager[None]):
+    """Puts back the draws that the modules hold now, at the first branch of a block, while it is entered."""
+
+    def __init__(self, modules: list[DropPath]) -> None:
+        self.modules = modules
+        self.seen = [module.keep for module in modules]
+        self.later: list[Tensor | None] = []
+
+    def __enter__(self) -> None:
+        self.later = [module.keep for module in self.modules]
+        self._put(self.seen)
+
+    def __exit__(self, *_: object) -> None:
+        self._put(self.later)
+
+    def _put(self, keeps: list[Tensor | None]) -> None:
+        # The recomputation may stop between the branches, once it has all that the backward pass needs.
+        for module, keep in zip(self.modules, keeps, strict=True):
+            module.keep, module.branch = keep, 0
+
+
+def _modules(model: DINOv3ViTModel) -> list[DropPath]:
+    return [layer.drop_path for layer in model.model.layer if isinstance(layer.drop_path, DropPath)]
