@@ -53,6 +53,21 @@ def test_all_problems_come_at_once_with_suggestions():
 
 
 @pytest.mark.parametrize(
+    ("settings", "splits"),
+    [
+        ({}, None),
+        ({"probe": {"split": "fold"}}, ["train"]),
+        ({"probe": {"split": "fold", "train": "a"}}, ["a"]),
+        ({"probe": {"split": "fold"}, "train_split": "all"}, None),
+        ({"probe": {"split": "fold"}, "train_split": ["all", "b"]}, ["all", "b"]),
+        ({"train_split": "all"}, None),
+    ],
+)
+def test_no_row_of_another_split_trains_unless_asked(settings, splits):
+    assert build_recipe({**BASE, **settings}).training_splits == splits
+
+
+@pytest.mark.parametrize(
     ("settings", "message"),
     [
         ({"factors": {"plate": {"role": "spurious", "output": "identity"}}}, "bounded output"),

@@ -316,8 +316,12 @@ class Recipe(Section):
     out: Path
     preset: Literal["paper", "small"] = "paper"
     seed: Count = 0
-    train_split: list[str] | None = None
-    """Values of ``probe.split`` whose rows train; all rows when not given."""
+    train_split: list[str] | Literal["all"] | None = None
+    """Values of ``probe.split`` whose rows train, or ``all`` rows.
+
+    When not given: the rows of ``probe.train`` if ``probe.split`` is named, else all rows. No image of the domain that
+    is scored may be seen before (fino.md section 1); training on test images, even without labels, would flatter them.
+    """
     missing: list[str] = []
     """Tokens that mean "no value" besides null, NaN and the empty string."""
     model: Annotated[ModelSettings, BeforeValidator(_as_model)]
@@ -330,9 +334,16 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _train_split_has_a_column(self) -> Self:
-        if self.train_split is not None and self.probe.split is None:
+        if isinstance(self.train_split, list) and self.probe.split is None:
             raise ValueError("'train_split' needs the split column: name it with 'probe.split'")
         return self
+
+    @property
+    def training_splits(self) -> list[str] | None:
+        """The values of ``probe.split`` whose rows train; None for all rows."""
+        if self.train_split is None:
+            return [self.probe.train] if self.probe.split is not None else None
+        return None if self.train_split == "all" else self.train_split
 
     @property
     def guided(self) -> bool:
