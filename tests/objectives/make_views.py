@@ -37,11 +37,13 @@ def make_views(
         teacher_probs=sinkhorn(draw(2 * images, PROTOTYPES), 0.1).view(2, images, PROTOTYPES),
         teacher_masked_probs=sinkhorn(draw(masked, PATCH_PROTOTYPES), 0.1),
         teacher_cls=draw(2, images, EMBED).detach(),
+        slots=torch.arange(images),
+        batch_size=images,
     )
 
 
 def take_images(views: Views, images: Tensor) -> Views:
-    """The views of some images only, in the given order, with new leaves."""
+    """The piece of a batch that holds some images only, in the given order, with new leaves."""
     chosen = {
         field.name: value[:, images].detach().requires_grad_(value.requires_grad)
         for field in fields(views)
@@ -60,9 +62,17 @@ def take_images(views: Views, images: Tensor) -> Views:
         **chosen,
         masked_logits=views.masked_logits[patches].detach().requires_grad_(),
         teacher_masked_probs=views.teacher_masked_probs[patches],
+        slots=views.slots[images],
         factors=factors,
     )
 
 
+def as_batch(piece: Views) -> Views:
+    """The images of ``piece`` as a whole batch."""
+    images = len(piece.slots)
+    return with_factors(replace(piece, slots=torch.arange(images), batch_size=images), piece.factors)
+
+
 def with_factors(views: Views, factors: Mapping[str, FactorBatch]) -> Views:
-    return replace(views, factors=factors)
+    counts = {name: factor.valid.sum() for name, factor in factors.items()}
+    return replace(views, factors=factors, valid_counts=counts)

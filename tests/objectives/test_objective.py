@@ -4,6 +4,7 @@ from typing import Any
 import pytest
 import torch
 from make_views import EMBED, make_views, with_factors
+from torch import Tensor
 
 from openfino.errors import OpenfinoError
 from openfino.objectives.base import FactorBatch, Views
@@ -33,6 +34,13 @@ def guided_views(step: int = 20_000) -> Views:
     return with_factors(make_views(step=step), factors)
 
 
+def run(objective: Objective, views: Views) -> tuple[Tensor, dict[str, Tensor]]:
+    """Total and terms of ``views``, a whole batch."""
+    objective.begin(views.teacher_cls, views.factors)
+    total, values = objective(views)
+    return total, values
+
+
 def test_terms_of_the_paper_without_and_with_factors() -> None:
     assert list(make_objective(guided=False).terms) == ["dino", "ibot", "koleo"]
     assert list(make_objective(guided=True).terms) == ["dino", "ibot", "sigreg", "guidance"]
@@ -47,7 +55,7 @@ def test_terms_of_the_paper_without_and_with_factors() -> None:
 )
 def test_total_is_the_weighted_sum(guided: bool, weights: dict[str, float]) -> None:
     objective = make_objective(guided)
-    total, values = objective(guided_views())
+    total, values = run(objective, guided_views())
     assert set(values) == set(weights)
     expected = sum(weight * values[name] for name, weight in weights.items())
     torch.testing.assert_close(total.detach(), expected)
@@ -98,7 +106,7 @@ def test_settings_reach_the_terms() -> None:
 def test_metrics_of_all_terms_and_commit() -> None:
     objective = make_objective(guided=True)
     views = guided_views()
-    objective(views)
+    run(objective, views)
     metrics = objective.metrics()
     assert {"dino/global", "dino/local", "guidance/ramp", "guidance/plate.id/accuracy"} <= set(metrics)
     objective.commit(views.teacher_cls, views.factors)
@@ -109,18 +117,18 @@ def test_metrics_of_all_terms_and_commit() -> None:
 def test_state_survives_a_checkpoint() -> None:
     first, second = make_objective(guided=True), make_objective(guided=True)
     views = guided_views()
-    first(views)
+    run(first, views)
     first.commit(views.teacher_cls, views.factors)
     second.load_state_dict(first.state_dict())
     later = guided_views(step=20_001)
-    assert torch.equal(first(later)[0], second(later)[0])
+    assert torch.equal(run(first, later)[0], run(second, later)[0])
 
 
 def test_all_terms_are_float32_under_autocast() -> None:
     objective = make_objective(guided=True, koleo={"weight": 0.1})
-    expected, values = objective(guided_views())
+    expected, values = run(objective, guided_views())
     with torch.autocast("cpu", torch.bfloat16):
-        total, under_autocast = objective(guided_views())
+        total, under_autocast = run(objective, guided_views())
     assert torch.equal(total, expected)
     assert under_autocast == values
     assert all(value.dtype == torch.float32 for value in values.values())
@@ -133,7 +141,7 @@ def test_half_precision_outputs_of_the_student() -> None:
     half = replace(
         views, **{name: getattr(views, name).detach().bfloat16().requires_grad_() for name in names}
     )
-    total, _ = objective(half)
+    total, _ = run(objective, half)
     total.backward()
     assert total.dtype == torch.float32
     for name in names:

@@ -174,7 +174,7 @@ def test_regressor(case: str, key: str, factor: float) -> None:
             {part: golden[f"params/regressor.{3 * number}.{part}"] for part in ("weight", "bias")}
         )
     features = leaf(golden, "cls_input")
-    outputs = regressor(scale_gradient(features, factor), step=0)
+    outputs = regressor(scale_gradient(features, factor), 0, torch.arange(len(features)), len(features))
     loss = (outputs - golden["normalized_targets"]).square().mean()
     loss.backward()
     check(golden, outputs, "outputs")
@@ -229,6 +229,8 @@ def total_loss_views(case: str) -> tuple[Views, dict[str, Tensor]]:
         teacher_probs=golden["teacher_cls_probs"],
         teacher_masked_probs=golden["teacher_masked_probs"],
         teacher_cls=torch.zeros_like(golden["student_cls"]),
+        slots=torch.arange(golden.hparams["B"]),
+        batch_size=golden.hparams["B"],
         **leaves,
     )
     return views, {theirs: leaves[ours] for ours, theirs in names.items()}

@@ -62,6 +62,7 @@ def measure() -> dict[str, Any]:
     for step in range(1, STEPS + 1):
         views = take_images(global_views(step), own)
         objective.zero_grad()
+        objective.begin(views.teacher_cls, views.factors)
         total, values = objective(views)
         total.backward()
         objective.commit(views.teacher_cls, views.factors)

@@ -2,8 +2,16 @@ import math
 
 import pytest
 import torch
+from torch import Tensor
 
 from openfino.objectives.guidance.regression import Regressor, target_map
+
+
+def run(regressor: Regressor, features: Tensor, step: int = 0) -> Tensor:
+    """The outputs for a whole batch [V, B, D]."""
+    images = features.shape[1]
+    outputs: Tensor = regressor(features, step, torch.arange(images), images)
+    return outputs
 
 
 @pytest.mark.parametrize(
@@ -26,7 +34,7 @@ def test_targets_fill_the_range_of_the_output(
 def test_layers_match_loops() -> None:
     regressor = Regressor(3, 2, hidden=[4, 5], output="sigmoid").eval()
     features = torch.randn(2, 3, 3)
-    outputs = regressor(features, step=0)
+    outputs = run(regressor, features, step=0)
     for crop in range(2):
         for image in range(3):
             row = features[crop, image].tolist()
@@ -48,7 +56,7 @@ def test_paper_widths() -> None:
 
 @pytest.mark.parametrize(("output", "low", "high"), [("sigmoid", 0, 1), ("tanh", -1, 1)])
 def test_outputs_are_bounded(output: str, low: float, high: float) -> None:
-    outputs = Regressor(3, 2, output=output).eval()(1e4 * torch.randn(2, 50, 3), step=0)
+    outputs = run(Regressor(3, 2, output=output).eval(), 1e4 * torch.randn(2, 50, 3))
     assert outputs.min() >= low
     assert outputs.max() <= high
 
@@ -57,16 +65,16 @@ def test_weights_and_dropout_are_keyed() -> None:
     before = torch.random.get_rng_state()
     first, same, other = Regressor(3, 1, index=1), Regressor(3, 1, index=1), Regressor(3, 1, index=2)
     features = torch.randn(2, 8, 3, generator=torch.Generator().manual_seed(0))
-    outputs = first(features, step=4)
+    outputs = run(first, features, step=4)
     assert torch.equal(torch.random.get_rng_state(), before)
-    assert torch.equal(outputs, same(features, step=4))
-    assert not torch.equal(outputs, same(features, step=5))
+    assert torch.equal(outputs, run(same, features, step=4))
+    assert not torch.equal(outputs, run(same, features, step=5))
     assert not torch.equal(first.layers[0].weight, other.layers[0].weight)
 
 
 def test_dropout_keeps_the_mean_and_drops_the_given_share() -> None:
     regressor = Regressor(4, 1, hidden=[64], dropout=0.25)
-    scales = regressor._dropout_scale(torch.ones(2, 200, 64), step=0, layer=0)
+    scales = regressor._dropout_scale(torch.ones(2, 200, 64), 0, 0, torch.arange(200), 200)
     assert scales.unique().tolist() == pytest.approx([0.0, 4 / 3])
     assert (scales == 0).float().mean().item() == pytest.approx(0.25, abs=0.02)
     assert not torch.equal(scales[0], scales[1])
@@ -75,21 +83,29 @@ def test_dropout_keeps_the_mean_and_drops_the_given_share() -> None:
 def test_layers_factors_and_steps_drop_different_units() -> None:
     ones = torch.ones(2, 8, 16)
     masks = [
-        Regressor(3, 1, hidden=[16, 16], index=index)._dropout_scale(ones, step, layer)
+        Regressor(3, 1, hidden=[16, 16], index=index)._dropout_scale(ones, step, layer, torch.arange(8), 8)
         for index, step, layer in ((0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1))
     ]
     assert len({tuple(mask.flatten().tolist()) for mask in masks}) == 4
 
 
+def test_a_piece_drops_what_its_images_drop_in_the_whole_batch() -> None:
+    regressor = Regressor(3, 1)
+    features = torch.randn(2, 8, 3, generator=torch.Generator().manual_seed(0))
+    whole = run(regressor, features)
+    for slots in (torch.tensor([0, 1, 2]), torch.tensor([7, 3])):
+        torch.testing.assert_close(regressor(features[:, slots], 0, slots, 8), whole[:, slots])
+
+
 def test_no_dropout_in_evaluation_mode() -> None:
     regressor = Regressor(3, 1).eval()
     features = torch.randn(2, 8, 3)
-    assert torch.equal(regressor(features, step=0), regressor(features, step=1))
+    assert torch.equal(run(regressor, features, step=0), run(regressor, features, step=1))
 
 
 def test_float32_under_autocast() -> None:
     regressor = Regressor(3, 1)
     features = torch.randn(2, 8, 3)
     with torch.autocast("cpu", torch.bfloat16):
-        outputs = regressor(features, step=0)
-    assert torch.equal(outputs, regressor(features, step=0))
+        outputs = run(regressor, features, step=0)
+    assert torch.equal(outputs, run(regressor, features, step=0))

@@ -36,6 +36,7 @@ def make_piece(local_count, step=0):
         factors={},
         slots=torch.arange(IMAGES),
         batch_size=IMAGES,
+        valid_counts={},
     )
 
 

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from openfino.distributed import to_device
+
 
 @dataclass(frozen=True)
 class FactorBatch:
@@ -23,7 +25,11 @@ class FactorBatch:
 
     def to(self, device: torch.device) -> "FactorBatch":
         """The same values on ``device``."""
-        return FactorBatch(self.values.to(device), self.valid.to(device))
+        return FactorBatch(to_device(self.values, device), to_device(self.valid, device))
+
+    def slice(self, start: int, stop: int) -> "FactorBatch":
+        """Images ``start`` to ``stop``, without copying."""
+        return FactorBatch(self.values[start:stop], self.valid[start:stop])
 
     @classmethod
     def cat(cls, pieces: Sequence["FactorBatch"]) -> "FactorBatch":

@@ -47,22 +47,17 @@ class DinoTerm(Term):
         super().__init__(weight)
         self.temperature = temperature
         self.local_weight = local_weight
-        self._metrics: dict[str, Tensor] = {}
 
     def forward(self, views: Views) -> Tensor:
-        """The unweighted value, a float32 scalar."""
+        """The unweighted value, a float32 scalar; its two means are the metrics ``dino/global`` and ``dino/local``."""
         targets = views.teacher_probs.float()
         global_crops, local_crops = views.global_logits.shape[0], views.local_logits.shape[0]
         loss = cross_entropy(views.global_logits.float(), targets, self.temperature, skip_same_crop=True)
-        self._metrics = {"dino/global": loss.detach()}
+        self.record(views, "dino/global", loss)
         if local_crops == 0:
             return loss
         local = cross_entropy(views.local_logits.float(), targets, self.temperature)
-        self._metrics["dino/local"] = local.detach()
+        self.record(views, "dino/local", local)
         global_pairs, local_pairs = global_crops * (global_crops - 1), global_crops * local_crops
         share = global_pairs / (global_pairs + local_pairs)
         return share * loss + (1 - share) * self.local_weight * local
-
-    def metrics(self) -> dict[str, Tensor]:
-        """``dino/global`` and ``dino/local``: the two means; their mean over ranks is the global batch's."""
-        return dict(self._metrics)

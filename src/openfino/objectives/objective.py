@@ -31,10 +31,16 @@ class Objective(nn.Module):
         """The guidance term, if some factor guides the run."""
         return next((term for term in self._terms() if isinstance(term, Guidance)), None)
 
+    def begin(self, teacher_cls: Tensor, factors: Mapping[str, FactorBatch]) -> None:
+        """Once per batch, before its first piece (see :meth:`Term.begin`)."""
+        for term in self._terms():
+            term.begin(teacher_cls, factors)
+
     def forward(self, views: Views) -> tuple[Tensor, dict[str, Tensor]]:
         """The total, and each term's unweighted value (detached) by name.
 
-        On several ranks the mean over ranks of each is its value for the global batch.
+        On several ranks the mean over ranks of each is its value for the global batch; over several pieces of a
+        batch, the mean weighted by their images (see :class:`Term`).
         """
         values = {term.name: term(views) for term in self._terms()}
         total = sum(term.weight(views.step) * values[term.name] for term in self._terms())

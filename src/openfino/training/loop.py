@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from openfino.distributed import World, barrier, sum_over_ranks
+from openfino.distributed import World, barrier, sum_over_ranks, to_device
 from openfino.factors.encode import EncodedFactor
 from openfino.images.loader import ViewBatch, finish_views
 from openfino.models.ema import update_teacher
@@ -135,6 +135,9 @@ def train(run: Run, batches: Iterable[ViewBatch]) -> None:
 def make_pieces(run: Run, batch: ViewBatch) -> list[Piece]:
     """Cut this rank's batch (on the CPU) into ``accumulate`` pieces with finished views and encoded factors."""
     recipe = run.recipe
+    factors = {name: factor.batch(batch.rows).to(run.device) for name, factor in run.factors.items()}
+    counts = [factor.valid.sum() for factor in factors.values()]
+    valid_counts = dict(zip(factors, sum_over_ranks(torch.stack(counts)) if counts else (), strict=True))
     local = batch.rows.shape[0]
     size = -(-local // recipe.train.accumulate)
     first_slot = run.world.rank * local
@@ -150,12 +153,11 @@ def make_pieces(run: Run, batch: ViewBatch) -> list[Piece]:
                 global_views=global_views,
                 local_views=local_views,
                 masks=part.masks,
-                masked=masked.to(run.device, non_blocking=True),
-                factors={
-                    name: factor.batch(part.rows).to(run.device) for name, factor in run.factors.items()
-                },
+                masked=to_device(masked, run.device),
+                factors={name: factor.slice(start, start + size) for name, factor in factors.items()},
                 slots=torch.arange(first_slot + start, first_slot + start + part.rows.shape[0]),
                 batch_size=recipe.train.batch_size,
+                valid_counts=valid_counts,
             )
         )
     return pieces
@@ -168,6 +170,7 @@ def _forward_backward(
     assert wrapped is not None  # set at the first step
     totals: list[Tensor] = []
     terms: list[dict[str, Tensor]] = []
+    run.model.objective.begin(torch.cat([own.cls for own in targets], dim=1), _whole_factors(pieces))
     for piece, own in zip(pieces, targets, strict=True):
         share = piece.slots.shape[0] * len(pieces) / sum(other.slots.shape[0] for other in pieces)
         sync: AbstractContextManager[Any] = nullcontext()

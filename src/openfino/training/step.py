@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from openfino.distributed import to_device
 from openfino.factors.batch import FactorBatch
 from openfino.keyed import Purpose, keyed_seed
 from openfino.models.backbone import Backbone, Tokens
@@ -50,7 +51,8 @@ class Piece:
         masks: bool [V, B, P]. masked: where masks are True, flattened, int64 [M]; found on the CPU, so that no step
             waits for the GPU to count.
         factors: per factor name.
-        slots: place of each image in the global batch, int64 [B]. batch_size: images of the global batch.
+        slots: place of each image in the global batch, int64 [B], on the CPU. batch_size: images of the global batch.
+        valid_counts: per factor, how many images of the global batch have a value, a scalar.
     """
 
     step: int
@@ -61,6 +63,7 @@ class Piece:
     factors: Mapping[str, FactorBatch]
     slots: Tensor
     batch_size: int
+    valid_counts: Mapping[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -152,10 +155,13 @@ class TrainableModel(nn.Module):
             teacher_probs=targets.probs,
             teacher_masked_probs=targets.masked_probs,
             teacher_cls=targets.cls,
+            slots=to_device(piece.slots, tokens.cls.device),
+            batch_size=piece.batch_size,
             factors=piece.factors,
+            valid_counts=piece.valid_counts,
         )
 
     def _draw_drop_path(self, piece: Piece, crops: int, group: int) -> None:
-        rows = torch.arange(crops)[:, None] * piece.batch_size + piece.slots.cpu()[None]
+        rows = torch.arange(crops)[:, None] * piece.batch_size + piece.slots[None]
         seed = keyed_seed(self.seed, Purpose.MODEL, piece.step, 1 + group)
         draw_drop_path(self.student.backbone.model, seed, rows.flatten(), crops * piece.batch_size)

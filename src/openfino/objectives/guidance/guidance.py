@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from openfino.distributed import current_world, gather_rows, sum_over_ranks
+from openfino.distributed import gather_rows
 from openfino.errors import OpenfinoError
 from openfino.factors.batch import FactorBatch
 from openfino.objectives.base import Term, Views
@@ -64,8 +64,8 @@ class Guidance(Term):
     own loss. L_t is the mean over the valid images of the global batch, then over the crops; it is a zero
     that keeps the graph when no image has a value.
 
-    ``forward`` keeps no state except that a value's first image admits its prototype; what moves prototypes
-    and norms is :meth:`commit`, called after an accepted step.
+    A batch goes through :meth:`begin`, where a value's first image admits its prototype, ``forward`` for each of
+    its pieces, and, if its step is accepted, :meth:`commit`, which alone moves prototypes and smoothed norms.
 
     Args:
         factors: by name, informative and spurious only.
@@ -99,8 +99,8 @@ class Guidance(Term):
             index = zlib.crc32(factor.name.encode())
             self.heads[escaped(factor.name)] = _build_head(factor, embed_dim, settings, seed, index)
         self.balance = GradientBalance(list(self.factors), settings.balance_momentum)
-        self._norms: Tensor | None = None
-        self._metrics: dict[str, Tensor] = {}
+        self._squares: Tensor | None = None  # squared gradient norms of the batch's pieces so far [T]
+        self._seen = 0.0  # their share of the batch
 
     def head(self, name: str) -> PrototypeBank | Regressor:
         """The prototype bank or the regressor of a factor."""
@@ -108,33 +108,46 @@ class Guidance(Term):
         assert isinstance(head, PrototypeBank | Regressor)
         return head
 
+    @torch.no_grad()
+    def begin(self, teacher_cls: Tensor, factors: Mapping[str, FactorBatch]) -> None:
+        """Admit the prototypes of values that the batch is the first to hold (see :meth:`Term.begin`)."""
+        super().begin(teacher_cls, factors)
+        self._squares, self._seen = None, 0.0
+        banks = [(name, head) for name in self.factors if isinstance(head := self.head(name), PrototypeBank)]
+        if banks:
+            embeddings = _gather_embeddings(teacher_cls)
+            for name, bank in banks:
+                bank.admit(embeddings, *_gather_values(factors[name]))
+
     def forward(self, views: Views) -> Tensor:
-        """The weighted sum over factors, a float32 scalar; its mean over ranks is the global batch's."""
-        self._admit(views)
+        """The weighted sum over factors, a float32 scalar; its mean over pieces and ranks is the global batch's."""
         gamma = ramp(
             self.settings.ramp, views.step - self.unfreeze_step, self.total_steps - self.unfreeze_step
         )
-        self._metrics = {"guidance/ramp": torch.full((), gamma, device=views.global_cls.device)}
-        shares = _image_shares([views.factors[name].valid for name in self.factors])
+        self.record(views, "guidance/ramp", torch.full((), gamma, device=views.global_cls.device))
         features, losses = [], []
-        for factor, share in zip(self.factors.values(), shares, strict=True):
+        for factor in self.factors.values():
             sign = 1.0 if factor.role == "informative" else -1.0
             seen = self._embedding(views.global_cls, sign * gamma)
             features.append(seen)
-            losses.append(self._loss(factor, seen, views, share))
-        scales = self._scales(losses, features)
+            losses.append(self._loss(factor, seen, views))
+        scales = self._scales(losses, features, views)
         addends = zip(self.factors.values(), scales, losses, strict=True)
         return torch.stack([factor.weight * scale * loss for factor, scale, loss in addends]).sum()
 
     def metrics(self) -> dict[str, Tensor]:
-        """Of the last forward pass; the mean over ranks is the value of the global batch.
+        """Of the batch so far; the mean over ranks is the value of the global batch.
 
         ``guidance/ramp``, and per factor ``guidance/<factor>/`` ``loss``, ``accuracy`` (discrete) or ``mae``
         (in units of the encoded values), both over the valid images and 0 if there is none,
         ``valid_fraction``, and with balancing ``scale`` and ``gradient_norm`` (of the global batch,
         unsmoothed).
         """
-        return dict(self._metrics)
+        metrics = super().metrics()
+        if self._squares is not None:
+            for name, norm in zip(self.factors, self._norms(), strict=True):
+                metrics[f"guidance/{name}/gradient_norm"] = norm
+        return metrics
 
     @torch.no_grad()
     def commit(self, teacher_cls: Tensor, factors: Mapping[str, FactorBatch]) -> None:
@@ -149,16 +162,8 @@ class Guidance(Term):
             head = self.head(name)
             if isinstance(head, PrototypeBank):
                 head.update(embeddings, *_gather_values(factors[name]))
-        if self._norms is not None:
-            self.balance.commit(self._norms)
-
-    @torch.no_grad()
-    def _admit(self, views: Views) -> None:
-        banks = [(name, head) for name in self.factors if isinstance(head := self.head(name), PrototypeBank)]
-        if banks:
-            embeddings = _gather_embeddings(views.teacher_cls)
-            for name, bank in banks:
-                bank.admit(embeddings, *_gather_values(views.factors[name]))
+        if self._squares is not None:
+            self.balance.commit(self._norms())
 
     def _embedding(self, cls: Tensor, factor: float) -> Tensor:
         """The student CLS as a head sees it: always with a gradient, so that its norm can be measured."""
@@ -166,28 +171,32 @@ class Guidance(Term):
             return scale_gradient(cls.float(), factor)
         return cls.detach().float().requires_grad_(torch.is_grad_enabled())
 
-    def _loss(self, factor: GuidedFactor, features: Tensor, views: Views, share: Tensor) -> Tensor:
-        """Unweighted loss of one factor; ``share`` [B] is each image's weight in a mean."""
+    def _loss(self, factor: GuidedFactor, features: Tensor, views: Views) -> Tensor:
+        """Unweighted loss of one factor."""
         batch = views.factors[factor.name]
+        # The mean of a piece is over the valid images of the global batch, not over its own: pieces are weighted by
+        # all their images, and a piece with one value must not weigh as much as a full one.
+        share = batch.valid / views.valid_counts[factor.name].clamp(min=1)
+        share = share * (views.batch_size / views.slots.shape[0])
         head = self.head(factor.name)
         if isinstance(head, PrototypeBank):
             losses, correct = head(features, batch.values, batch.valid)
             score_name, scores = "accuracy", correct.float()
         else:
             to_target = target_map(factor.kind, factor.regressor_output)
-            errors = head(features, views.step) - to_target(batch.values.float())
+            outputs = head(features, views.step, views.slots, views.batch_size)
+            errors = outputs - to_target(batch.values.float())
             losses = errors.square().mean(dim=-1)
             score_name, scores = "mae", errors.detach().abs().mean(dim=-1) / to_target.scale
         loss = (losses * share).sum(dim=1).mean()
         prefix = f"guidance/{factor.name}"
-        self._metrics[f"{prefix}/loss"] = loss.detach()
-        self._metrics[f"{prefix}/{score_name}"] = (scores * share).sum(dim=1).mean()
-        self._metrics[f"{prefix}/valid_fraction"] = batch.valid.float().mean()
+        self.record(views, f"{prefix}/loss", loss)
+        self.record(views, f"{prefix}/{score_name}", (scores * share).sum(dim=1).mean())
+        self.record(views, f"{prefix}/valid_fraction", batch.valid.float().mean())
         return loss
 
-    def _scales(self, losses: Sequence[Tensor], features: Sequence[Tensor]) -> Tensor:
-        """The detached s_t [T]; remembers the norms for :meth:`commit`."""
-        self._norms = None
+    def _scales(self, losses: Sequence[Tensor], features: Sequence[Tensor], views: Views) -> Tensor:
+        """The detached s_t [T] from the norms of the pieces so far; adds those of this one."""
         if not self.settings.balance or not torch.is_grad_enabled():
             return torch.ones(len(losses), device=losses[0].device)
         # A backward pass inside autocast would multiply matrices in half precision.
@@ -196,12 +205,18 @@ class Guidance(Term):
                 torch.autograd.grad(loss, feature, retain_graph=True)[0]
                 for loss, feature in zip(losses, features, strict=True)
             ]
-        self._norms = gradient_norms(gradients)
-        scales = self.balance.scales(self._norms)
-        for name, scale, norm in zip(self.factors, scales, self._norms, strict=True):
-            self._metrics[f"guidance/{name}/scale"] = scale
-            self._metrics[f"guidance/{name}/gradient_norm"] = norm
+        squares = (views.share * gradient_norms(gradients)).square()
+        self._squares = squares if self._squares is None else self._squares + squares
+        self._seen += views.share
+        scales = self.balance.scales(self._norms())
+        for name, scale in zip(self.factors, scales, strict=True):
+            self.record(views, f"guidance/{name}/scale", scale)
         return scales
+
+    def _norms(self) -> Tensor:
+        """Gradient norms of the global batch [T]; from the part seen so far, as if the rest were like it."""
+        assert self._squares is not None
+        return (self._squares / self._seen).sqrt()
 
 
 def _build_head(
@@ -218,13 +233,6 @@ def _build_head(
         seed=seed,
         index=index,
     )
-
-
-def _image_shares(valid: Sequence[Tensor]) -> Tensor:
-    """Weight of each image in its factor's mean [T, B]: W / (valid images of all ranks); 0 if not valid."""
-    present = torch.stack(list(valid)).float()
-    counts = sum_over_ranks(present.sum(dim=1, keepdim=True))
-    return present * current_world().size / counts.clamp(min=1)
 
 
 def _gather_embeddings(teacher_cls: Tensor) -> Tensor:

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from openfino.distributed import current_world
 from openfino.keyed import Purpose, keyed_seed
 from openfino.recipe import FactorKind
 
@@ -41,8 +40,8 @@ class Regressor(nn.Module):
 
     The embedding is not normalised. Weights are PyTorch's default initialisation, drawn by key (seed,
     ``index``). Dropout masks are drawn by key (seed, step, ``index``, layer) for the global batch, and each
-    rank takes the part of its own images: so neither the number of ranks nor a resume changes them. They are
-    drawn on the device of the features.
+    image takes those of its slot: so neither ranks, nor pieces, nor a resume changes them. They are drawn on the
+    device of the features.
 
     Args:
         embed_dim: D.
@@ -75,26 +74,23 @@ class Regressor(nn.Module):
             torch.manual_seed(keyed_seed(seed, Purpose.INIT, index))
             self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(widths))
 
-    def forward(self, features: Tensor, step: int) -> Tensor:
-        """Embeddings [V, B, D] of this rank at ``step`` -> outputs float32 [V, B, n]."""
+    def forward(self, features: Tensor, step: int, slots: Tensor, batch_size: int) -> Tensor:
+        """Embeddings [V, B, D] of the images ``slots`` [B] of the ``batch_size`` at ``step`` -> float32 [V, B, n]."""
         with torch.autocast(features.device.type, enabled=False):
             hidden = features.float()
             for layer, linear in enumerate(self.layers[:-1]):
                 hidden = F.gelu(linear(hidden))
                 if self.training and self.dropout > 0:
-                    hidden = hidden * self._dropout_scale(hidden, step, layer)
+                    hidden = hidden * self._dropout_scale(hidden, step, layer, slots, batch_size)
             outputs: Tensor = self.layers[-1](hidden)
         if self.output == "identity":
             return outputs
         return outputs.sigmoid() if self.output == "sigmoid" else outputs.tanh()
 
-    def _dropout_scale(self, hidden: Tensor, step: int, layer: int) -> Tensor:
+    def _dropout_scale(self, hidden: Tensor, step: int, layer: int, slots: Tensor, batch_size: int) -> Tensor:
         """0 where a unit of ``hidden`` [V, B, H] is dropped, else 1 / (1 - dropout)."""
-        world = current_world()
-        crops, images, width = hidden.shape
+        crops, _, width = hidden.shape
         generator = torch.Generator(hidden.device)
         generator.manual_seed(keyed_seed(self.seed, Purpose.DROPOUT, step, self.index, layer))
-        shape = (crops, world.size * images, width)
-        draws = torch.rand(shape, generator=generator, device=hidden.device)
-        own = draws[:, world.rank * images : (world.rank + 1) * images]
-        return (own >= self.dropout).to(hidden.dtype) / (1 - self.dropout)
+        draws = torch.rand((crops, batch_size, width), generator=generator, device=hidden.device)
+        return (draws[:, slots] >= self.dropout).to(hidden.dtype) / (1 - self.dropout)
