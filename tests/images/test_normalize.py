@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from openfino.errors import OpenfinoError
-from openfino.images.normalize import channel_statistics, normalize
+from openfino.images.normalize import _on_device, channel_statistics, normalize
 from openfino.recipe import GivenNormalization
 
 
@@ -64,3 +64,18 @@ def test_statistics_by_channel():
     assert channel_statistics("zscore", 2) == ([0.0, 0.0], [1.0, 1.0])
     assert channel_statistics(GivenNormalization(mean=[0.5], std=[0.1]), 1) == ([0.5], [0.1])
     assert channel_statistics("imagenet", 3)[0] == [0.485, 0.456, 0.406]
+
+
+def test_statistics_are_put_on_the_device_once():
+    """Also when the first call is an evaluation: training must be able to use what it left behind."""
+    with torch.inference_mode():
+        first = normalize(
+            images(1, 3, 4, 4), GivenNormalization(mean=[0.5, 0.25, 0.125], std=[0.5, 1.0, 2.0])
+        )
+    made = _on_device.cache_info().misses
+    pixels = images(1, 3, 4, 4).requires_grad_()
+    second = normalize(pixels, GivenNormalization(mean=[0.5, 0.25, 0.125], std=[0.5, 1.0, 2.0]))
+    second.sum().backward()
+    assert _on_device.cache_info().misses == made
+    assert torch.equal(first, second)
+    assert pixels.grad[0, :, 0, 0].tolist() == [2.0, 1.0, 0.5]

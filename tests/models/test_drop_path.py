@@ -55,3 +55,11 @@ def test_checkpointed_activations_draw_the_same(backbone):
         backbone(images).cls.square().sum().backward()
         gradients.append(backbone.model.embeddings.patch_embeddings.weight.grad.clone())
     torch.testing.assert_close(*gradients)
+
+
+def test_all_blocks_share_one_copy_of_the_draws(backbone):
+    """A copy for each block would make a GPU's host wait as many times."""
+    draw_drop_path(backbone.model, seed=1, rows=torch.arange(5), total_rows=5)
+    first, second = (layer.drop_path.keep for layer in backbone.model.model.layer)
+    assert first.untyped_storage().data_ptr() == second.untyped_storage().data_ptr()
+    assert first.shape == (2, 5, 1, 1)

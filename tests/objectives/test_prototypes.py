@@ -149,17 +149,6 @@ def test_gradient_of_the_logits() -> None:
     assert torch.autograd.gradcheck(loss, features)
 
 
-def test_extension_keeps_the_old_rows() -> None:
-    bank = make_bank()
-    before = bank.prototypes.clone()
-    bank.extend(3)
-    assert bank.prototypes.shape == (8, 3)
-    assert torch.equal(bank.prototypes[:5], before)
-    assert bank.seen.tolist() == [True, False, True, True, False, False, False, False]
-    bank.update(embeddings(), torch.full((5,), 7), VALID)
-    assert bank.state_dict()["counts"].tolist() == [0, 0, 0, 0, 0, 0, 0, 4]
-
-
 def test_cosines_are_float32_under_autocast() -> None:
     bank = make_bank()
     features = torch.randn(2, 5, 3)

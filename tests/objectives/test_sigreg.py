@@ -74,6 +74,19 @@ def test_term_is_the_mean_over_crops_with_shared_directions() -> None:
     torch.testing.assert_close(SigregTerm(directions=16, seed=2)(views), expected)
 
 
+def test_pieces_of_a_step_share_the_directions_and_steps_do_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    term, drawn = SigregTerm(directions=16), []
+
+    def count(*key: int) -> Tensor:
+        drawn.append(key)
+        return random_directions(*key)
+
+    monkeypatch.setattr("openfino.objectives.sigreg.random_directions", count)
+    values = [term(make_views(step=step)).item() for step in (0, 0, 1, 0)]
+    assert len(drawn) == 3
+    assert values[0] == values[1] == values[3] != values[2]
+
+
 def test_order_of_images_does_not_matter() -> None:
     views = make_views(images=5)
     shuffled = take_images(views, torch.tensor([4, 0, 3, 1, 2]))

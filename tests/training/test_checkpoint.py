@@ -2,6 +2,10 @@ import pytest
 import torch
 
 from openfino.errors import OpenfinoError
+from openfino.objectives.guidance.guidance import Guidance, GuidedFactor
+from openfino.objectives.objective import Objective
+from openfino.recipe import GuidanceSettings
+from openfino.training.checkpoint import BANK as BANK_NAME
 from openfino.training.checkpoint import (
     grow_rows,
     list_checkpoints,
@@ -57,12 +61,46 @@ def test_the_optimizer_goes_on_as_if_never_stopped():
     assert torch.equal(straight.weight, resumed.weight)
 
 
-def test_banks_grow_by_empty_rows_and_nothing_else_changes_shape():
-    saved = {"objective.bank.prototypes": torch.ones(2, 3), "student.weight": torch.ones(2)}
-    current = {"objective.bank.prototypes": torch.zeros(4, 3), "student.weight": torch.zeros(2)}
-    grown = grow_rows(saved, current)
-    assert grown["objective.bank.prototypes"].tolist() == [[1.0] * 3] * 2 + [[0.0] * 3] * 2
-    assert torch.equal(grown["student.weight"], saved["student.weight"])
+BANK = "objective.terms.guidance.heads.factor:site"
+
+
+def test_banks_grow_by_empty_rows():
+    saved = {
+        f"{BANK}.prototypes": torch.ones(2, 3),
+        f"{BANK}.seen": torch.tensor([True, False]),
+        f"{BANK}.counts": torch.tensor([4, 0]),
+    }
+    wanted = {
+        f"{BANK}.prototypes": torch.zeros(4, 3),
+        f"{BANK}.seen": torch.zeros(4),
+        f"{BANK}.counts": torch.zeros(4),
+    }
+    grown = grow_rows(saved, wanted)
+    assert grown[f"{BANK}.prototypes"].tolist() == [[1.0] * 3] * 2 + [[0.0] * 3] * 2
+    assert grown[f"{BANK}.seen"].tolist() == [True, False, False, False]
+    assert grown[f"{BANK}.counts"].tolist() == [4, 0, 0, 0]
+    assert grown[f"{BANK}.seen"].dtype == torch.bool
+
+
+def test_the_names_of_a_bank_are_those_that_grow():
+    factor = GuidedFactor("si.te", "informative", "discrete", 3)
+    guidance = Guidance({"si.te": factor}, 4, GuidanceSettings(), seed=0, unfreeze_step=0, total_steps=1)
+    names = [name for name in Objective([guidance]).state_dict() if ".heads." in name]
+    assert len(names) == 3
+    assert all(BANK_NAME.fullmatch(f"objective.{name}") for name in names)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "objective.terms.guidance.heads.factor:dose.layers.0.weight",
+        "objective.terms.other.counts",
+        "student.weight",
+    ],
+)
+def test_nothing_else_changes_shape(name):
+    """A regressor that lost its weights to zeros would train on without a word."""
+    assert grow_rows({name: torch.ones(2, 3)}, {name: torch.zeros(4, 3)})[name].shape == (2, 3)
 
 
 def test_a_foreign_checkpoint_is_refused():

@@ -1,6 +1,7 @@
 """Normalisation of pixel values in [0, 1]."""
 
 import math
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -34,9 +35,17 @@ def normalize(images: Tensor, normalization: Normalization) -> Tensor:
         norm = torch.linalg.vector_norm(centred, dim=(-2, -1), keepdim=True)
         std = norm.div_(math.sqrt(images.shape[-2] * images.shape[-1]))
         return centred.div_(std.clamp_(min=_MIN_STD))
-    mean_std = channel_statistics(normalization, images.shape[-3])
-    mean, std = (torch.tensor(v, device=images.device, dtype=images.dtype).view(-1, 1, 1) for v in mean_std)
-    return (images - mean).div_(std)
+    mean, std = channel_statistics(normalization, images.shape[-3])
+    return (images - _on_device(tuple(mean), images.device, images.dtype)).div_(
+        _on_device(tuple(std), images.device, images.dtype)
+    )
+
+
+@lru_cache(maxsize=32)
+def _on_device(values: tuple[float, ...], device: torch.device, dtype: torch.dtype) -> Tensor:
+    """One value per channel [C, 1, 1]. Kept, because a new tensor would make each step wait for the GPU."""
+    with torch.inference_mode(False):
+        return torch.tensor(values, device=device, dtype=dtype).view(-1, 1, 1)
 
 
 def channel_statistics(normalization: Normalization, channels: int) -> tuple[list[float], list[float]]:

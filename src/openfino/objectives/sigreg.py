@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from openfino.distributed import gather_rows
+from openfino.distributed import gather_rows, to_device
 from openfino.keyed import Purpose, keyed_seed
 from openfino.objectives.base import Term, Views
 
@@ -63,10 +63,17 @@ class SigregTerm(Term):
         self.knots = knots
         self.limit = limit
         self.seed = seed
+        self._drawn: tuple[int, Tensor] | None = None
 
     def forward(self, views: Views) -> Tensor:
         """The unweighted value, a float32 scalar, equal on all ranks; both crops share the directions."""
         samples = views.bottleneck.float()
-        directions = random_directions(samples.shape[-1], self.directions, self.seed, views.step)
-        directions = directions.to(samples.device)
+        directions = self._directions_of(views.step, samples)
         return torch.stack([sigreg(crop, directions, self.knots, self.limit) for crop in samples]).mean()
+
+    def _directions_of(self, step: int, samples: Tensor) -> Tensor:
+        """The directions of ``step`` on the device of ``samples`` [..., b]: drawn once for all pieces of a batch."""
+        if self._drawn is None or self._drawn[0] != step:
+            drawn = random_directions(samples.shape[-1], self.directions, self.seed, step)
+            self._drawn = step, to_device(drawn, samples.device)
+        return self._drawn[1]

@@ -6,6 +6,7 @@ and ``state.json`` (step and counters). Nothing in it is pickled.
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,6 +19,8 @@ from torch import Tensor, nn
 from openfino.errors import OpenfinoError
 
 PREFIX = "step_"
+# State of openfino.objectives.guidance.prototypes.PrototypeBank; an escaped factor name holds no dot.
+BANK = re.compile(r"objective\.terms\.guidance\.heads\.[^.]+\.(prototypes|seen|counts)")
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, names: Mapping[Tensor, str]) -> dict[str, Tensor]:
@@ -92,13 +95,12 @@ def strip(tensors: Mapping[str, Tensor], root: str) -> dict[str, Tensor]:
 def grow_rows(saved: Mapping[str, Tensor], current: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Append empty rows to the saved prototype banks of an objective whose vocabularies have grown since.
 
-    Values only ever append to a vocabulary, so row m keeps its value; the new rows are zero, that is unseen.
+    Values only ever append to a vocabulary, so row m keeps its value; the new rows are zero, that is unseen. Nothing
+    else may differ in shape: it is left for ``load_state_dict`` to refuse.
     """
     grown = dict(saved)
     for name, value in saved.items():
-        wanted = current.get(name)
-        if name.startswith("objective.") and wanted is not None and wanted.shape != value.shape:
-            larger = torch.zeros(wanted.shape, dtype=value.dtype)
-            larger[: value.shape[0]] = value
-            grown[name] = larger
+        if BANK.fullmatch(name) and name in current:
+            missing = max(current[name].shape[0] - value.shape[0], 0)
+            grown[name] = torch.cat([value, value.new_zeros(missing, *value.shape[1:])])
     return grown

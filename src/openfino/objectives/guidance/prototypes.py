@@ -88,11 +88,6 @@ class PrototypeBank(nn.Module):
         self._move(embeddings, values, valid, momentum=self.momentum)
         self.counts.index_add_(0, values, valid.long())
 
-    def extend(self, count: int) -> None:
-        """Append ``count`` values without a prototype; the old ones keep their rows."""
-        for name, buffer in list(self.named_buffers()):
-            setattr(self, name, torch.cat([buffer, buffer.new_zeros(count, *buffer.shape[1:])]))
-
     def _move(self, embeddings: Tensor, values: Tensor, chosen: Tensor, momentum: float) -> None:
         """Move the prototypes of the chosen images' values. No step waits for the device.
 
