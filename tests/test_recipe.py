@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from openfino.errors import InputProblemsError, OpenfinoError
-from openfino.recipe import build_recipe, dump_recipe, load_preset, load_recipe, merge, parse_override
+from openfino.recipe import build_recipe, dump_recipe, load_recipe
 
 BASE = {"manifest": "m.csv", "out": "run", "model": {"config": {"hidden_size": 32}}}
 
@@ -52,6 +52,10 @@ def test_all_problems_come_at_once_with_suggestions():
     assert len(found) == 5
 
 
+def test_a_split_column_alone_needs_no_label():
+    assert build_recipe({**BASE, "probe": {"split": "split"}}).probe.label is None
+
+
 @pytest.mark.parametrize(
     ("settings", "splits"),
     [
@@ -77,6 +81,12 @@ def test_no_row_of_another_split_trains_unless_asked(settings, splits):
         ({"train_split": ["train"]}, "probe.split"),
         ({"probe": {"label": "y", "val": "val"}}, "split column"),
         ({"probe": {"label": "y", "metric": "worst_group_accuracy"}}, "needs 'group'"),
+        ({"probe": {"split": "s", "val": "val"}}, "'val' would have no effect without 'label'"),
+        ({"probe": {"every": 5}}, "'every' would have no effect without 'label'"),
+        (
+            {"probe": {"split": "s", "tests": ["test"], "group": "g", "val": "v"}},
+            "'val', 'tests', 'group' would have no effect without 'label'",
+        ),
         ({"objective": {"dino": {"weight": 0}}}, "greater than 0"),
     ],
 )
@@ -90,31 +100,7 @@ def test_a_preset_lies_under_the_users_keys():
     assert recipe.train.freeze_steps == 0
     assert recipe.objective.dino.head.unit_norm_prototypes
     with pytest.raises(OpenfinoError, match="paper, small"):
-        load_preset("huge")
-
-
-def test_merge_replaces_a_model_whole():
-    merged = merge(
-        {"model": {"source": "a"}, "train": {"a": 1}}, {"model": {"config": {}}, "train": {"b": 2}}
-    )
-    assert merged == {"model": {"config": {}}, "train": {"a": 1, "b": 2}}
-
-
-def test_overrides_are_yaml():
-    assert parse_override("train.betas=[0.9, 0.95]") == {"train": {"betas": [0.9, 0.95]}}
-    assert parse_override("factors.plate=spurious") == {"factors": {"plate": "spurious"}}
-    with pytest.raises(OpenfinoError, match="key=value"):
-        parse_override("train.steps")
-
-
-def test_paths_in_a_file_are_relative_to_it(tmp_path):
-    path = tmp_path / "recipe.yaml"
-    path.write_text("manifest: data/m.csv\nout: run\nmodel: facebook/dinov3-vits16\n")
-    recipe = load_recipe(path, ["out=elsewhere", "train.steps=20000"])
-    assert recipe.manifest == tmp_path / "data" / "m.csv"
-    assert str(recipe.out) == "elsewhere"
-    assert recipe.train.steps == 20_000
-    assert recipe.model.source == "facebook/dinov3-vits16"
+        build_recipe({**BASE, "preset": "huge"})
 
 
 def test_files_that_are_no_recipe_are_refused(tmp_path):

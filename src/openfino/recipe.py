@@ -5,20 +5,16 @@ layer under the user's own keys. The same dotted keys work in YAML, on the comma
 and in Python. Unknown keys are refused with a suggestion; all problems are reported at once.
 """
 
-import difflib
 from collections.abc import Mapping, Sequence
-from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
-from openfino.errors import InputProblemsError, OpenfinoError, Problem
-
-PRESETS = ("paper", "small")
-
-Settings = dict[str, Any]
+from openfino.errors import InputProblemsError, OpenfinoError
+from openfino.settings_layers import load_preset, make_paths_absolute, merge, parse_override
+from openfino.settings_problems import problems_of
 
 
 def _as_size(value: Any) -> Any:
@@ -291,22 +287,18 @@ class ProbeSettings(Section):
     """Probe on at most this many rows of each split."""
 
     @model_validator(mode="after")
-    def _needs_split(self) -> Self:
+    def _needs(self) -> Self:
+        given = [name for name in ("val", "every", "tests", "group") if getattr(self, name)]
+        if given and self.label is None:
+            raise ValueError(
+                f"{', '.join(map(repr, given))} would have no effect without 'label': name the column of the task "
+                "label, or leave them out"
+            )
         if (self.val or self.tests) and self.split is None:
             raise ValueError("'val' and 'tests' are values of a split column: name it with 'split'")
         if self.metric == "worst_group_accuracy" and self.group is None:
             raise ValueError("metric worst_group_accuracy needs 'group'")
         return self
-
-
-def _as_factor(value: Any) -> Any:
-    """``antibody: informative`` means ``antibody: {role: informative}``."""
-    return {"role": value} if isinstance(value, str) else value
-
-
-def _as_model(value: Any) -> Any:
-    """``model: facebook/...`` means ``model: {source: facebook/...}``."""
-    return {"source": value} if isinstance(value, str) else value
 
 
 class Recipe(Section):
@@ -324,10 +316,12 @@ class Recipe(Section):
     """
     missing: list[str] = []
     """Tokens that mean "no value" besides null, NaN and the empty string."""
-    model: Annotated[ModelSettings, BeforeValidator(_as_model)]
+    model: ModelSettings
+    """``model: NAME`` is short for ``model: {source: NAME}``."""
     images: ImageSettings = ImageSettings()
     views: ViewSettings = ViewSettings()
-    factors: dict[str, Annotated[FactorSettings, BeforeValidator(_as_factor)]] = {}
+    factors: dict[str, FactorSettings] = {}
+    """``factors: {antibody: informative}`` is short for ``factors: {antibody: {role: informative}}``."""
     objective: ObjectiveSettings = ObjectiveSettings()
     train: TrainSettings = TrainSettings()
     probe: ProbeSettings = ProbeSettings()
@@ -363,45 +357,6 @@ class Recipe(Section):
         return given if given is not None else (0.05 if self.guided else 0.0)
 
 
-def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> Settings:
-    """Lay ``over`` on ``base``, section by section. A model or factor is replaced whole, not mixed."""
-    merged = dict(base)
-    for key, value in over.items():
-        old = merged.get(key)
-        if isinstance(old, Mapping) and isinstance(value, Mapping) and key not in ("model", "config"):
-            merged[key] = merge(old, value)
-        else:
-            merged[key] = value
-    return merged
-
-
-def load_preset(name: str) -> Settings:
-    """The settings of a named preset.
-
-    Raises:
-        OpenfinoError: for an unknown name.
-    """
-    if name not in PRESETS:
-        raise OpenfinoError(f"unknown preset {name!r}; there are {', '.join(PRESETS)}")
-    text = resources.files("openfino.presets").joinpath(f"{name}.yaml").read_text(encoding="utf-8")
-    return yaml.safe_load(text) or {}
-
-
-def parse_override(text: str) -> Settings:
-    """``train.steps=100`` as nested settings; the value is read as YAML.
-
-    Raises:
-        OpenfinoError: if there is no ``=`` or no key.
-    """
-    key, equals, value = text.partition("=")
-    if not equals or not key.strip():
-        raise OpenfinoError(f"{text!r} is not of the form key=value, e.g. train.steps=100")
-    settings: Any = yaml.safe_load(value)
-    for part in reversed(key.strip().split(".")):
-        settings = {part: settings}
-    return settings
-
-
 def build_recipe(settings: Mapping[str, Any]) -> Recipe:
     """Validate settings laid over their preset.
 
@@ -412,11 +367,13 @@ def build_recipe(settings: Mapping[str, Any]) -> Recipe:
     try:
         return Recipe.model_validate(layered)
     except ValidationError as error:
-        raise InputProblemsError([_problem(detail) for detail in error.errors()]) from None
+        raise InputProblemsError(problems_of(error, Recipe, layered)) from None
 
 
 def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
     """Read a recipe file; paths in it are relative to the file, paths in overrides to the working folder.
+
+    In the recipe they are absolute, so that ``dump_recipe`` of it means the same wherever it is read.
 
     Raises:
         OpenfinoError: if the file is absent or no YAML mapping.
@@ -431,50 +388,12 @@ def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
         raise OpenfinoError(f"{path} is not valid YAML: {error}") from None
     if not isinstance(settings, dict):
         raise OpenfinoError(f"{path} must hold keys and values, such as 'manifest: data/manifest.csv'")
-    for key in ("manifest", "out"):
-        if isinstance(settings.get(key), str):
-            settings[key] = str(path.parent / settings[key])
-    model = settings.get("model")
-    if isinstance(model, str) and (path.parent / model).is_dir():
-        settings["model"] = str(path.parent / model)
+    settings = make_paths_absolute(settings, path.parent.absolute())
     for override in overrides:
-        settings = merge(settings, parse_override(override))
+        settings = merge(settings, make_paths_absolute(parse_override(override), Path.cwd()))
     return build_recipe(settings)
 
 
 def dump_recipe(recipe: Recipe) -> str:
     """The resolved recipe as YAML."""
     return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
-
-
-def _problem(detail: Any) -> Problem:
-    """Rewrite one pydantic error in the user's terms."""
-    location = [str(part) for part in detail["loc"] if part not in ("function-before", "function-after")]
-    where = ".".join(location) or "recipe"
-    if detail["type"] == "extra_forbidden":
-        known = _keys_of(location[:-1])
-        close = difflib.get_close_matches(location[-1], known, n=1)
-        remedy = f"Did you mean {close[0]!r}?" if close else f"Known keys here: {', '.join(known)}"
-        return Problem(where, "unknown key", remedy)
-    if detail["type"] == "missing":
-        return Problem(where, "required key is absent", "Add it to the recipe")
-    message = detail["msg"].removeprefix("Value error, ")
-    if detail["type"] == "value_error":
-        return Problem(where, message, "")
-    return Problem(where, f"{detail['input']!r} is not accepted", message)
-
-
-def _keys_of(location: Sequence[str]) -> list[str]:
-    """The keys that the section at ``location`` knows."""
-    section: type[BaseModel] = Recipe
-    for part in location:
-        if section is Recipe and part == "factors":
-            section = FactorSettings
-            continue
-        field = section.model_fields.get(part)
-        if field is None:
-            continue
-        annotation = field.annotation
-        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-            section = annotation
-    return list(section.model_fields)
