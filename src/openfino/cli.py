@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from openfino.errors import OpenfinoError
+from openfino.errors import InputProblemsError, OpenfinoError
 
 app = typer.Typer(
     help="Adapt pretrained vision transformers to specialised images, guided by the metadata they already carry.",
@@ -21,6 +21,18 @@ Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on 
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what an earlier call wrote there.")]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 BatchSize = Annotated[int, typer.Option(min=1, help="Images per forward pass.")]
+PathColumns = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--path-column", help="Column with image paths; may be repeated. Default: as the model's run."
+    ),
+]
+Missing = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--missing", help='Token that means "no value"; may be repeated. Default: as the model\'s run.'
+    ),
+]
 
 
 @app.command()
@@ -125,9 +137,12 @@ def probe(
     ] = None,
     group: Annotated[str | None, typer.Option(help="Column for worst-group accuracy.")] = None,
     leakage: Annotated[
-        list[str] | None, typer.Option(help="Factor to read from the features; may be repeated.")
+        list[str] | None,
+        typer.Option(help="Factor of the model, or column, to read from the features; may be repeated."),
     ] = None,
     k: Annotated[int, typer.Option(min=1, help="Neighbours of kNN.")] = 20,
+    path_column: PathColumns = None,
+    missing: Missing = None,
     batch_size: BatchSize = 64,
     device: Device = "auto",
     as_json: Json = False,
@@ -147,6 +162,8 @@ def probe(
         k=k,
         batch_size=batch_size,
         device=device,
+        path_columns=path_column or [],
+        missing=missing or [],
     )
     typer.echo(json.dumps(report.to_json(), indent=1) if as_json else report.table())
 
@@ -157,6 +174,8 @@ def embed(
     manifest: Annotated[Path, typer.Argument(help="The table, or a folder of images.")],
     out: Annotated[Path, typer.Option(help="The Parquet file to write.")],
     patches: Annotated[bool, typer.Option("--patches", help="Write patch tokens too.")] = False,
+    path_column: PathColumns = None,
+    missing: Missing = None,
     batch_size: BatchSize = 64,
     device: Device = "auto",
     overwrite: Overwrite = False,
@@ -166,7 +185,15 @@ def embed(
     from openfino.evaluation.command import embed_command
 
     report = embed_command(
-        model, manifest, out, patches=patches, batch_size=batch_size, device=device, overwrite=overwrite
+        model,
+        manifest,
+        out,
+        patches=patches,
+        batch_size=batch_size,
+        device=device,
+        overwrite=overwrite,
+        path_columns=path_column or [],
+        missing=missing or [],
     )
     typer.echo(json.dumps(report.to_json(), indent=1) if as_json else str(report))
 
@@ -200,7 +227,9 @@ def main(arguments: list[str] | None = None) -> Any:
     try:
         return app(args=arguments)
     except OpenfinoError as error:
-        typer.echo(f"error: {error}", err=True)
+        # Under torchrun every process finds the same problems in the same input: one of them says so.
+        if not (isinstance(error, InputProblemsError) and int(os.environ.get("RANK", "0"))):
+            typer.echo(f"error: {error}", err=True)
         sys.exit(2)
 
 

@@ -1,24 +1,42 @@
 """Probing during a run: before the first step, every n steps, at the end; and the choice of the best checkpoint."""
 
 import json
+import shutil
 from collections.abc import Mapping
+from functools import cached_property
 from typing import Any
 
 import torch
 from rich.table import Table
 
-from openfino.evaluation.probes import Method, ProbeReport, probe_model
+from openfino.evaluation.probes import probe_model
+from openfino.evaluation.results import METHODS, READINGS, Method, ProbeReport
+from openfino.evaluation.splits import rows_of_split
+from openfino.factors.spec import FactorSpec, resolve_specs
 from openfino.images.preprocess import Preprocessing
 from openfino.manifest import Manifest
 from openfino.models.backbone import Backbone
-from openfino.models.store import LoadedModel, save_backbone
-from openfino.recipe import Recipe
+from openfino.models.store import SIDECAR, LoadedModel, save_backbone
+from openfino.recipe import ProbeSettings, Recipe
+from openfino.runfolder import write_whole
+from openfino.training.logging import read_metrics
 
 PROBES_FILE = "probes.jsonl"
+BEST = "best"
+READERS = 2
+
+Record = dict[str, Any]
 
 
 class Prober:
-    """Keeps every probe of a run in ``probes.jsonl`` and the best backbone in ``best/``."""
+    """Keeps every probe of a run in ``probes.jsonl`` and the best backbone in ``best/``.
+
+    The label is probed if the recipe names one; every factor is read from the features, whatever its role.
+
+    Attributes:
+        history: the records of ``probes.jsonl``, the starting backbone first.
+        best_step: the step whose backbone is in ``best/``; None when there is none (no validation split).
+    """
 
     def __init__(
         self,
@@ -34,111 +52,188 @@ class Prober:
         self.provenance = dict(provenance)
         self.device = device
         self.path = recipe.out / PROBES_FILE
-        self.history: list[dict[str, Any]] = []
+        self.best = recipe.out / BEST
+        self.history: list[Record] = []
+        self.best_step: int | None = None
 
-    def start(self, backbone: Backbone, step: int) -> None:
-        """Probe the starting backbone, or read the earlier probes of a run that resumes at ``step``."""
-        if self.path.is_file():
-            records = [
-                json.loads(line) for line in self.path.read_text(encoding="utf-8").splitlines() if line
-            ]
-            self.history = [record for record in records if record["step"] <= step]
-            self._write()
+    def start(self, backbone: Backbone, step: int) -> dict[str, float]:
+        """Probe the starting backbone, or take up the earlier probes of a run that resumes at ``step``.
+
+        Args:
+            backbone: the starting one, also when the run resumes: no checkpoint is restored into it yet.
+            step: where the run goes on; later records are dropped, their steps run again.
+
+        Returns:
+            The numbers of the starting backbone, as :meth:`probe`, if it was probed just now; else none.
+        """
+        self.history = [record for record in read_metrics(self.path) if record["step"] <= step]
         if not self.history:
-            self.probe(backbone, 0)
+            return self.probe(backbone, 0)
+        self._write()
+        self._settle_best(backbone)
+        return {}
 
-    def probe(self, backbone: Backbone, step: int) -> dict[str, float]:
-        """Probe ``backbone`` now; keep it in ``best/`` if it is the best so far on the validation split."""
+    def probe(self, backbone: Backbone, step: int, *, full: bool = True) -> dict[str, float]:
+        """Probe ``backbone`` now; keep it in ``best/`` if it is the best so far on the validation split.
+
+        Args:
+            backbone: as it is after ``step`` steps.
+            step: finished steps. A step that was probed as fully before is not probed again.
+            full: run every method; else only ``probe.method``, the one that selects.
+
+        Returns:
+            One number per name, see :meth:`flat`.
+        """
+        probe = self.recipe.probe
+        methods: tuple[Method, ...] = METHODS if full else (probe.method,)
         if self.history and self.history[-1]["step"] == step:
-            return _flat(self.history[-1])
-        model = LoadedModel(backbone, self.preprocessing, self.provenance, None)
-        discrete = [name for name, kind in self._discrete_factors()]
+            if _holds(self.history[-1], methods):
+                return self.flat(self.history[-1])
+            self.history.pop()
         report = probe_model(
-            model,
+            LoadedModel(backbone, self.preprocessing, self.provenance, None),
             self.manifest,
-            self._settings(),
+            self._settings,
             device=self.device,
-            leakage_columns=discrete,
+            factors=self._specs,
             seed=self.recipe.seed,
+            methods=methods,
+            workers=READERS,
         )
-        record = {"step": step, **report.to_json()}
-        selected = self._selection(report)
-        record["selection"] = selected
-        is_best = selected is not None and selected > max(
-            (old["selection"] for old in self.history if old["selection"] is not None), default=float("-inf")
-        )
+        record = {"step": step, **report.to_json(), "selection": self._selection(report)}
+        # Weights before their record: a kill in between leaves no record whose weights are nowhere.
+        if self._is_best(record["selection"]):
+            self._keep(backbone, record)
         self.history.append(record)
         self._write()
-        if is_best:
-            facts = {**self.provenance, "steps": step, "probes": self.before_and_after()}
-            save_backbone(self.recipe.out / "best", backbone, self.preprocessing, facts)
-        return _flat(record)
+        return self.flat(record)
 
-    def before_and_after(self) -> dict[str, Any]:
-        """The probes of the starting backbone (retention) and of the latest one."""
+    def before_and_after(self, step: int | None = None) -> dict[str, Any]:
+        """The probes of the starting backbone (retention, ``before``) and of a later one (``after``).
+
+        Args:
+            step: of the later one; ``after`` is left out if it was not probed. The latest probe when not given.
+        """
         if not self.history:
             return {}
-        return {"before": self.history[0], "after": self.history[-1]}
+        found = {"before": self.history[0]}
+        later = [record for record in self.history if step is None or record["step"] == step]
+        return found | ({"after": later[-1]} if later else {})
 
-    @property
-    def best_step(self) -> int | None:
-        """The step whose backbone is in ``best/``; None without a validation split."""
-        scored = [
-            (record["selection"], -record["step"])
-            for record in self.history
-            if record["selection"] is not None
-        ]
-        return -max(scored)[1] if scored else None
+    @staticmethod
+    def flat(record: Mapping[str, Any]) -> dict[str, float]:
+        """One number per name, for the log: ``probe/test/knn/macro_f1``, ``probe/leakage/plate/knn_accuracy``."""
+        numbers: dict[str, float] = {}
+        for split, result in (record["label"] or {"splits": {}})["splits"].items():
+            for method, scores in result["scores"].items():
+                numbers |= {f"probe/{split}/{method}/{metric}": value for metric, value in scores.items()}
+        for factor, reading in record["leakage"].items():
+            measured = {measure: reading.get(measure) for measure in READINGS}
+            numbers |= {
+                f"probe/leakage/{factor}/{measure}": value
+                for measure, value in measured.items()
+                if value is not None
+            }
+        return numbers
 
     def describe_baseline(self) -> str:
-        """One line about the starting backbone."""
-        scores = {
-            name: value
-            for name, value in _flat(self.history[0]).items()
-            if name.endswith(self.recipe.probe.metric)
-        }
-        return "starting backbone: " + ", ".join(f"{name[6:]} {value:.3f}" for name, value in scores.items())
+        """One line about the starting backbone; empty before :meth:`start`."""
+        return f"starting backbone: {self._headline(self.history[0])}" if self.history else ""
+
+    def line(self, step: int) -> str:
+        """One line about the probe at ``step``; empty if there was none."""
+        found = [record for record in self.history if record["step"] == step]
+        if not found:
+            return ""
+        best = "; best so far" if self.best_step == step else ""
+        return f"probe at step {step}: {self._headline(found[-1])}{best}"
 
     def table(self) -> Table:
-        """Starting against adapted backbone, every score and every factor."""
-        before, after = (_flat(self.history[index]) for index in (0, -1))
+        """Starting against adapted backbone, every score and every factor; empty before :meth:`start`."""
         table = Table(title="frozen features, before and after", title_justify="left")
         for column in ("probe", "starting", "adapted", "change"):
             table.add_column(column, justify="left" if column == "probe" else "right")
-        for name, old in before.items():
-            new = after[name]
-            table.add_row(name[6:], f"{old:.3f}", f"{new:.3f}", f"{new - old:+.3f}")
+        if not self.history:
+            return table
+        before, after = self.flat(self.history[0]), self.flat(self.history[-1])
+        for name in [name for name in before if name in after]:
+            old, new = before[name], after[name]
+            table.add_row(name.removeprefix("probe/"), f"{old:.3f}", f"{new:.3f}", f"{new - old:+.3f}")
         return table
 
-    def _settings(self) -> Any:
-        """The recipe's probe settings, with the validation split scored too."""
+    @cached_property
+    def _specs(self) -> dict[str, FactorSpec]:
+        return resolve_specs(self.manifest, self.recipe.factors)[0]
+
+    @cached_property
+    def _settings(self) -> ProbeSettings:
+        """The recipe's probe settings, with the validation split scored too.
+
+        Without a label only the rows matter: those of ``probe.train``, or all if the table knows no such split.
+        """
         probe = self.recipe.probe
+        if probe.label is None:
+            known = len(rows_of_split(self.manifest.table, probe, probe.train)) > 0
+            return ProbeSettings(
+                split=probe.split if known else None, train=probe.train, k=probe.k, max_rows=probe.max_rows
+            )
         if probe.val is None or probe.val in probe.tests or not probe.tests:
             return probe
         return probe.model_copy(update={"tests": [probe.val, *probe.tests]})
 
-    def _discrete_factors(self) -> list[tuple[str, str]]:
-        factors: dict[str, dict[str, str]] = self.provenance["factors"]
-        return [(name, factor["kind"]) for name, factor in factors.items() if factor["kind"] == "discrete"]
-
     def _selection(self, report: ProbeReport) -> float | None:
         probe = self.recipe.probe
-        if probe.val is None:
+        if probe.val is None or probe.label is None:
             return None
-        method: Method = probe.method
-        return report.score(probe.val, method, probe.metric)
+        return report.score(probe.val, probe.method, probe.metric)
+
+    def _headline(self, record: Mapping[str, Any]) -> str:
+        """The scores that select, on every split, and every factor."""
+        probe = self.recipe.probe
+        chosen = (f"/{probe.method}/{probe.metric}", *(f"/{measure}" for measure in READINGS))
+        shown = {name: value for name, value in self.flat(record).items() if name.endswith(chosen)}
+        return ", ".join(f"{name.removeprefix('probe/')} {value:.3f}" for name, value in shown.items())
+
+    def _is_best(self, selection: float | None) -> bool:
+        kept = [record["selection"] for record in self.history if record["step"] == self.best_step]
+        return selection is not None and (not kept or selection > kept[-1])
+
+    def _keep(self, backbone: Backbone, record: Record) -> None:
+        """Put ``backbone`` into ``best/`` with its ``record``."""
+        step = record["step"]
+        probes = {"before": (self.history or [record])[0], "after": record}
+        facts = {**self.provenance, "steps": step, "probes": probes}
+        save_backbone(self.best, backbone, self.preprocessing, facts)
+        self.best_step = step
+
+    def _settle_best(self, backbone: Backbone) -> None:
+        """See that ``best/`` holds what a record of the history tells of.
+
+        A kill can leave there the backbone of a step that runs again, or nothing: the one before it is lost then.
+        The starting backbone takes its place until a probe does better.
+        """
+        scored = {record["step"] for record in self.history if record["selection"] is not None}
+        stored = self._step_in_best()
+        if stored in scored:
+            self.best_step = stored
+        elif 0 in scored:
+            self._keep(backbone, self.history[0])
+        else:
+            shutil.rmtree(self.best, ignore_errors=True)
+
+    def _step_in_best(self) -> int | None:
+        try:
+            stored = json.loads((self.best / SIDECAR).read_text(encoding="utf-8"))
+        except (OSError, json.JSONDecodeError):
+            return None
+        step: int | None = stored["provenance"].get("steps")
+        return step
 
     def _write(self) -> None:
-        self.path.write_text("".join(json.dumps(record) + "\n" for record in self.history), encoding="utf-8")
+        write_whole(self.path, "".join(json.dumps(record) + "\n" for record in self.history))
 
 
-def _flat(record: Mapping[str, Any]) -> dict[str, float]:
-    """One number per name, for the log: ``probe/test_ood/knn/macro_f1``, ``probe/leakage/plate/knn_accuracy``."""
-    flat: dict[str, float] = {}
-    for split, result in (record["label"] or {"splits": {}})["splits"].items():
-        for method, scores in result["scores"].items():
-            flat |= {f"probe/{split}/{method}/{metric}": value for metric, value in scores.items()}
-    for factor, reading in record["leakage"].items():
-        if reading["knn_accuracy"] is not None:
-            flat[f"probe/leakage/{factor}/knn_accuracy"] = reading["knn_accuracy"]
-    return flat
+def _holds(record: Mapping[str, Any], methods: tuple[Method, ...]) -> bool:
+    """Whether ``record`` has the scores of every one of ``methods``."""
+    splits = (record["label"] or {"splits": {}})["splits"].values()
+    return all(method in result["scores"] for result in splits for method in methods)

@@ -7,9 +7,11 @@ from sklearn.neighbors import KNeighborsClassifier
 
 from openfino.errors import InputProblemsError, OpenfinoError
 from openfino.evaluation.features import Features, extract_features
-from openfino.evaluation.probes import probe_model, read_factor, run_probe
+from openfino.evaluation.probes import probe_model, read_factor, read_quantity, run_probe
 from openfino.evaluation.results import FactorReading, ProbeReport
 from openfino.evaluation.splits import HELD_OUT, check_probe, plan_splits
+from openfino.factors.encode import encode, fit_vocabulary
+from openfino.factors.spec import FactorSpec
 from openfino.manifest import read_manifest
 from openfino.recipe import ProbeSettings
 from tiny_models import tiny_model, write_arrays, write_manifest
@@ -21,6 +23,18 @@ def as_features(vectors, rows=None):
     vectors = np.asarray(vectors, dtype=np.float32)
     rows = np.arange(len(vectors)) if rows is None else np.asarray(rows)
     return Features(rows, vectors, vectors * 2 + 1, None, [], [])
+
+
+def spec(column, kind="discrete", name=None, **more):
+    columns = (column,) if isinstance(column, str) else tuple(column)
+    return FactorSpec(name or columns[0], columns, kind, "watched", **more)
+
+
+def encoded(values, kind, **more):
+    """A factor of one column per key of ``values``, encoded."""
+    table = pl.DataFrame(values)
+    factor = spec(table.columns, kind, "factor", **more)
+    return encode(table, factor, fit_vocabulary(table, factor))
 
 
 def make_table(rows=120, spread=0.3, seed=0):
@@ -206,20 +220,81 @@ def test_missing_values_and_values_of_one_row_are_left_out():
     assert (nothing.knn_accuracy, nothing.majority, nothing.chance) == (None, None, None)
 
 
+def on_circle(turns):
+    """Features that hold the phase, and nothing else."""
+    return as_features(np.stack([np.sin(2 * np.pi * turns), np.cos(2 * np.pi * turns)], axis=1))
+
+
+def test_a_quantity_written_into_the_features_is_read_back():
+    turns = np.random.default_rng(0).random(400)
+    arc = on_circle(turns / 4)
+    dose = encoded({"dose": [None, *(5 + 1000 * turns[1:])]}, "continuous")
+    found = read_quantity(arc, dose, k=5)
+    assert (found.rows, found.left_out, found.values) == (199, 1, 399)
+    assert found.knn_r2 > 0.99
+    assert (found.knn_accuracy, found.majority, found.chance) == (None, None, None)
+    place = {"x": np.sin(turns), "y": np.cos(3 * turns)}
+    assert read_quantity(arc, encoded(place, "vector"), k=5).knn_r2 > 0.99
+
+
+def test_the_hour_before_midnight_is_close_to_the_hour_after():
+    turns = np.random.default_rng(0).random(400)
+    assert read_quantity(on_circle(turns), encoded({"h": 24 * turns}, "cyclic", period=24), k=5).knn_r2 > 0.99
+    assert read_quantity(on_circle(turns), encoded({"h": 24 * turns}, "continuous"), k=5).knn_r2 < 0.99
+
+
+def test_no_quantity_is_read_with_the_help_of_its_own_row():
+    """Every row has its own direction; a value is shared by two rows that point the opposite ways."""
+    vectors = np.tile(np.eye(2), (20, 1))
+    dose = encoded({"dose": np.tile([0.0, 1.0], 20)}, "continuous")
+    right = read_quantity(as_features(vectors), dose, k=1)
+    assert right.knn_r2 == 1.0
+    lonely = as_features(np.concatenate([np.eye(20), -np.eye(20)]))
+    nothing = read_quantity(lonely, encoded({"dose": [*range(20), *range(20)]}, "continuous"), k=20)
+    assert nothing.knn_r2 < 0.0
+
+
+def test_a_quantity_that_is_not_there_has_no_r2():
+    generator = np.random.default_rng(0)
+    features = as_features(generator.normal(size=(2000, 8)))
+    found = read_quantity(features, encoded({"dose": generator.random(2000)}, "continuous"))
+    assert -0.2 < found.knn_r2 < 0.05
+
+
+def test_a_quantity_with_hardly_a_value_is_not_read():
+    few = read_quantity(as_features(np.eye(4)), spec_values([0.1, None, None, None]))
+    assert (few.rows, few.left_out, few.knn_r2) == (0, 4, None)
+    same = read_quantity(as_features(np.eye(4)), spec_values([0.1] * 4))
+    assert (same.rows, same.left_out, same.knn_r2) == (2, 0, None)
+
+
+def spec_values(values):
+    """A continuous factor that was fitted on other rows too."""
+    factor = spec("dose", "continuous")
+    vocabulary = fit_vocabulary(pl.DataFrame({"dose": [0.0, 1.0]}), factor)
+    return encode(pl.DataFrame({"dose": values}), factor, vocabulary)
+
+
 # From images to a report
 
 
 def test_a_model_is_probed_from_its_images(image_set):
     model, manifest = tiny_model(provenance={"source": "tiny"}), read_manifest(image_set)
     settings = ProbeSettings(label="label", split="split", val="val", tests=["test"], group="site", k=5)
-    report = probe_model(model, manifest, settings, leakage_columns=["site", "dose"], batch_size=16)
+    factors = {"clinic": spec("site", name="clinic"), "dose": spec("dose", "continuous")}
+    report = probe_model(model, manifest, settings, factors=factors, batch_size=16)
     features = extract_features(model, manifest, range(40))
     assert report.label == run_probe(features, manifest.table, settings)
     # Factors are read within the train split: 20 rows, 5 of each site, 2 of them read.
     train = features.at(manifest.rows_where("split", ["train"]))
     sites = manifest.table["site"].gather(train.rows)
-    assert report.leakage["site"] == read_factor(train, sites, k=5)
-    assert (report.leakage["site"].rows, report.leakage["dose"].rows) == (8, 0)
+    assert report.leakage["clinic"] == read_factor(train, sites, k=5)
+    dose = encode(manifest.table, factors["dose"], fit_vocabulary(manifest.table, factors["dose"]))
+    inside = type(dose)(
+        dose.spec, dose.vocabulary, dose.values[train.rows], dose.valid[train.rows], dose.unseen
+    )
+    assert report.leakage["dose"] == read_quantity(train, inside, k=5)
+    assert (report.leakage["clinic"].rows, report.leakage["dose"].rows) == (8, 10)
     assert report.score("test", "knn", "macro_f1") == report.label.splits["test"].scores["knn"]["macro_f1"]
     assert report.model == "tiny"
     assert json.loads(json.dumps(report.to_json()))["label"]["splits"]["val"]["rows"] == 10
@@ -231,7 +306,7 @@ def test_probing_twice_gives_the_same_report(image_set):
     manifest = read_manifest(image_set)
     settings = ProbeSettings(label="label", max_rows=25)
     reports = [
-        probe_model(tiny_model(), manifest, settings, leakage_columns=["site"], seed=3, workers=workers)
+        probe_model(tiny_model(), manifest, settings, factors={"site": spec("site")}, seed=3, workers=workers)
         for workers in (0, 2)
     ]
     assert reports[0] == reports[1]
@@ -246,7 +321,7 @@ def test_only_images_that_a_probe_needs_are_read(image_set):
     settings = ProbeSettings(label="label", split="split", tests=["test"])
     probe_model(tiny_model(), manifest, settings, progress=lambda done, total: asked.append(total))
     assert asked[-1] == 30  # the ten rows of val take no part
-    report = probe_model(tiny_model(), manifest, ProbeSettings(split="split"), leakage_columns=["site"])
+    report = probe_model(tiny_model(), manifest, ProbeSettings(split="split"), factors={"site": spec("site")})
     assert report.label is None
     assert report.leakage["site"].rows == 8
 
@@ -267,7 +342,7 @@ def test_every_problem_is_reported_before_an_image_is_read(image_set):
     manifest = read_manifest(image_set)
     settings = ProbeSettings(label="lable", split="splits", tests=["test"], group="cite")
     with pytest.raises(InputProblemsError) as caught:
-        probe_model(tiny_model(), manifest, settings, leakage_columns=["plate"])
+        probe_model(tiny_model(), manifest, settings, factors={"batch": spec("plate", name="batch")})
     wheres = [problem.where for problem in caught.value.problems]
     assert wheres == ["probe.label", "probe.split", "probe.group", "leakage"]
     assert "Did you mean 'label'?" in str(caught.value)
@@ -308,3 +383,7 @@ def test_the_table_shows_every_score():
     assert near.split() == ["near", "20", "0", "linear", *(f"{score:.3f}" for score in scores)]
     plate = next(line for line in lines if line.startswith("plate"))
     assert plate.split() == ["plate", "10", "2", "0.625", "0.500", "0.250"]
+    assert "knn_r2" not in report.table()
+    readings = {**report.leakage, "dose": FactorReading(10, 9, 0, None, None, None, -0.0625)}
+    dose = ProbeReport("model", None, readings, 0, []).table().splitlines()[-1]
+    assert dose.split() == ["dose", "10", "9", "-", "-", "-", "-0.062"]

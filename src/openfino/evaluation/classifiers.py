@@ -1,6 +1,7 @@
-"""The two small heads of a probe: nearest neighbours, and multinomial logistic regression."""
+"""The small heads of a probe: nearest neighbours (classes, numbers), and multinomial logistic regression."""
 
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -69,17 +70,46 @@ def knn_predict(
     """
     classes, votes_for = np.unique(bank_codes, return_inverse=True)
     target = torch.from_numpy(votes_for.astype(np.int64)).to(device)
-    neighbours = min(k, len(bank))
     predicted = [np.zeros(0, dtype=np.int64)]
-    for start in range(0, len(queries), QUERY_CHUNK):
-        query = _unit(queries[start : start + QUERY_CHUNK], device)
-        similarity, index = _nearest(query, bank, neighbours, device)
-        # The largest similarity is taken off, so that the weights cannot underflow all together.
-        weight = torch.exp((similarity - similarity[:, :1]) / KNN_TEMPERATURE)
-        votes = torch.zeros(len(query), len(classes), dtype=weight.dtype, device=device)
+    for weight, index in _weighted_neighbours(bank, queries, k, device):
+        votes = torch.zeros(len(weight), len(classes), dtype=weight.dtype, device=device)
         votes.scatter_add_(1, target[index], weight)
         predicted.append(classes[votes.argmax(dim=1).cpu().numpy()])
     return np.concatenate(predicted)
+
+
+def knn_average(
+    bank: Matrix, targets: Matrix, queries: Matrix, *, k: int, device: torch.device | str = "cpu"
+) -> Matrix:
+    """Predict numbers as the mean over the k nearest neighbours, weighted as the votes of :func:`knn_predict`.
+
+    Args:
+        bank: features with known targets [n, D], n >= 1.
+        targets: their numbers, float32 [n, t].
+        queries: features to predict for [m, D].
+        k: neighbours; all of the bank where it has fewer.
+        device: where the products are computed.
+
+    Returns:
+        Predicted numbers, float32 [m, t].
+    """
+    known = torch.from_numpy(np.ascontiguousarray(targets)).to(device)
+    predicted = [np.zeros((0, targets.shape[1]), dtype=np.float32)]
+    for weight, index in _weighted_neighbours(bank, queries, k, device):
+        share = weight / weight.sum(dim=1, keepdim=True)
+        predicted.append((share[:, :, None] * known[index]).sum(dim=1).cpu().numpy())
+    return np.concatenate(predicted)
+
+
+def _weighted_neighbours(
+    bank: Matrix, queries: Matrix, k: int, device: torch.device | str
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Weights in (0, 1] and rows of the bank of the k nearest neighbours, both [m, k], chunk by chunk."""
+    for start in range(0, len(queries), QUERY_CHUNK):
+        query = _unit(queries[start : start + QUERY_CHUNK], device)
+        similarity, index = _nearest(query, bank, min(k, len(bank)), device)
+        # The largest similarity is taken off, so that the weights cannot underflow all together.
+        yield torch.exp((similarity - similarity[:, :1]) / KNN_TEMPERATURE), index
 
 
 def _unit(features: Matrix, device: torch.device | str) -> torch.Tensor:

@@ -1,21 +1,27 @@
 """``openfino probe`` and ``openfino embed``: from the words on the command line to a report."""
 
-from collections.abc import Iterator, Sequence
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
+import polars as pl
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from openfino.distributed import choose_device
-from openfino.errors import InputProblemsError
+from openfino.errors import InputProblemsError, Problem
 from openfino.evaluation.embed import EmbedReport, embed
 from openfino.evaluation.features import Progress as ProgressCallback
 from openfino.evaluation.probes import probe_model
 from openfino.evaluation.results import ProbeReport
+from openfino.evaluation.splits import HELD_OUT, check_probe
+from openfino.factors.infer import infer_kind
+from openfino.factors.spec import FactorSpec, resolve_specs
 from openfino.manifest import Manifest, read_manifest
-from openfino.models.store import load_model
-from openfino.recipe import ProbeSettings
+from openfino.models.store import LoadedModel, load_model
+from openfino.recipe import FactorSettings, ProbeSettings
 from openfino.tables import value_keys
 
 READERS = 2
@@ -35,16 +41,21 @@ def probe_command(
     k: int,
     batch_size: int,
     device: str,
+    path_columns: Sequence[str] = (),
+    missing: Sequence[str] = (),
 ) -> ProbeReport:
     """Probe ``model`` on ``manifest``; without ``tests`` every other split than ``train`` is scored.
 
-    A manifest without the customary column ``split`` is probed on a held-out fifth of its rows.
+    A manifest without the customary column ``split`` is probed on a held-out fifth of its rows. ``leakage`` names
+    factors of the model's recipe, or columns. What the model's run measured of its starting backbone, on the same
+    rows, stands in ``before`` of the report.
 
     Raises:
         InputProblemsError: with everything that the manifest does not hold.
         OpenfinoError: if the manifest or the model cannot be read.
     """
-    table = read_manifest(manifest)
+    loaded = load_model(model)
+    table = read_table_for(loaded, manifest, path_columns, missing)
     known_split = split in table.table.columns
     if not known_split and (split != DEFAULT_SPLIT or tests):
         raise InputProblemsError([table.absent(split, "--split")])
@@ -56,31 +67,46 @@ def probe_command(
         group=group,
         k=k,
     )
+    factors, problems = leakage_specs(loaded, table, leakage)
+    problems += check_probe(table, settings)
+    if problems:
+        raise InputProblemsError(problems)
     with _shown_progress("reading features") as progress:
-        return probe_model(
-            load_model(model),
+        report = probe_model(
+            loaded,
             table,
             settings,
             batch_size=batch_size,
             device=choose_device(device),
-            leakage_columns=leakage,
+            factors=factors,
             workers=READERS,
             progress=progress,
         )
+    return dataclasses.replace(report, before=recorded_before(loaded, settings, report))
 
 
 def embed_command(
-    model: str, manifest: Path, out: Path, *, patches: bool, batch_size: int, device: str, overwrite: bool
+    model: str,
+    manifest: Path,
+    out: Path,
+    *,
+    patches: bool,
+    batch_size: int,
+    device: str,
+    overwrite: bool,
+    path_columns: Sequence[str] = (),
+    missing: Sequence[str] = (),
 ) -> EmbedReport:
     """Write the features of every row of ``manifest`` to ``out``.
 
     Raises:
         OpenfinoError: if the manifest or the model cannot be read, or ``out`` exists.
     """
-    table = read_manifest(manifest)
+    loaded = load_model(model)
+    table = read_table_for(loaded, manifest, path_columns, missing)
     with _shown_progress("embedding") as progress:
         return embed(
-            load_model(model),
+            loaded,
             table,
             out,
             tokens=("cls", "mean", "patches") if patches else ("cls", "mean"),
@@ -90,6 +116,126 @@ def embed_command(
             overwrite=overwrite,
             progress=progress,
         )
+
+
+def read_table_for(
+    model: LoadedModel, manifest: Path, path_columns: Sequence[str] = (), missing: Sequence[str] = ()
+) -> Manifest:
+    """Read ``manifest`` as the run of ``model`` read its own, unless told otherwise.
+
+    Args:
+        model: its recipe, where it carries one, names the path columns and the tokens that mean "no value".
+        manifest: a table, or a folder of images.
+        path_columns: columns with image paths, in place of the recipe's.
+        missing: tokens that mean "no value", in place of the recipe's.
+
+    Raises:
+        OpenfinoError: as :func:`openfino.manifest.read_manifest`.
+    """
+    recipe = _recipe(model)
+    recorded = None if manifest.is_dir() else (recipe.get("images") or {}).get("path_columns")
+    try:
+        return read_manifest(
+            manifest,
+            path_columns=list(path_columns) or recorded,
+            missing=list(missing) or recipe.get("missing") or [],
+        )
+    except InputProblemsError as error:
+        raise InputProblemsError([_in_options(problem) for problem in error.problems]) from None
+
+
+def _in_options(problem: Problem) -> Problem:
+    """A problem of the recipe's path columns in the words of the command line."""
+    if problem.where != "images.path_columns":
+        return problem
+    remedy = f"Name the columns with --path-column (by default those of the model's recipe). {problem.remedy}"
+    return dataclasses.replace(problem, where="--path-column", remedy=remedy)
+
+
+def leakage_specs(
+    model: LoadedModel, manifest: Manifest, names: Sequence[str]
+) -> tuple[dict[str, FactorSpec], list[Problem]]:
+    """What to read from the features: factors of the model's recipe by name, and columns.
+
+    A column of timestamps or decimal numbers is a quantity, any other is read value by value.
+    """
+    recorded = _recipe(model).get("factors") or {}
+    kinds = model.provenance.get("factors") or {}
+    specs: dict[str, FactorSpec] = {}
+    problems: list[Problem] = []
+    for name in names:
+        if name in recorded:
+            known = {"kind": kinds[name]["kind"]} if name in kinds else {}
+            settings = FactorSettings.model_validate({**recorded[name], **known})
+            (column, *_) = settings.columns or [name]
+            if settings.kind == "discrete" and column in manifest.table.columns:
+                specs[name] = FactorSpec(name, (column,), "discrete", settings.role)
+                continue
+            try:
+                specs |= resolve_specs(manifest, {name: settings})[0]
+            except InputProblemsError as error:
+                problems += error.problems
+        elif name in manifest.table.columns:
+            specs[name] = _column_spec(manifest, name)
+        else:
+            problems.append(manifest.absent(name, "--leakage"))
+    return specs, problems
+
+
+def _column_spec(manifest: Manifest, name: str) -> FactorSpec:
+    column = manifest.table[name]
+    whole = column.dtype.is_numeric() and bool((column == column.cast(pl.Float64).floor()).all())
+    if whole or column.dtype.is_nested() or column.drop_nulls().n_unique() < 2:
+        return FactorSpec(name, (name,), "discrete", "watched")
+    return FactorSpec(name, (name,), infer_kind(column).kind, "watched")
+
+
+def recorded_before(
+    model: LoadedModel, settings: ProbeSettings, report: ProbeReport
+) -> dict[str, Any] | None:
+    """The starting backbone's probes that the model's run recorded, as far as they scored the same rows."""
+    record = (model.provenance.get("probes") or {}).get("before")
+    recipe = _recipe(model)
+    probe = recipe.get("probe") or {}
+    same = ("label", "split", "train", "k")
+    if not record or report.label is None or any(probe.get(key) != getattr(settings, key) for key in same):
+        return None
+    label, own = record["label"], report.label
+    drawn_alike = recipe.get("seed") == 0  # the seed of this command
+    splits = {
+        name: {"scores": _without_group(result["scores"], probe.get("group") == settings.group)}
+        for name, result in label["splits"].items()
+        if name in own.splits
+        and result["rows"] == own.splits[name].rows
+        and (drawn_alike or name != HELD_OUT)
+    }
+    leakage = {
+        name: reading
+        for name, reading in record["leakage"].items()
+        if drawn_alike and name in report.leakage and reading["rows"] == report.leakage[name].rows
+    }
+    if label["train_rows"] != own.train_rows or not (splits or leakage):
+        return None
+    return {"label": {"splits": splits}, "leakage": leakage}
+
+
+def _without_group(
+    scores: Mapping[str, Mapping[str, float]], same_group: bool
+) -> dict[str, dict[str, float]]:
+    """``scores`` without the metric of another grouping."""
+    return {
+        method: {
+            metric: value
+            for metric, value in metrics.items()
+            if same_group or metric != "worst_group_accuracy"
+        }
+        for method, metrics in scores.items()
+    }
+
+
+def _recipe(model: LoadedModel) -> dict[str, Any]:
+    """The recipe that the model carries; empty if it was not made by a run."""
+    return model.provenance.get("recipe") or {}
 
 
 def _other_splits(manifest: Manifest, split: str, train: str) -> list[str]:

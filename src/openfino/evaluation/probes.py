@@ -11,7 +11,13 @@ import polars as pl
 import torch
 
 from openfino.errors import InputProblemsError, OpenfinoError
-from openfino.evaluation.classifiers import LinearProbe, fit_linear, knn_predict, stratified_holdout
+from openfino.evaluation.classifiers import (
+    LinearProbe,
+    fit_linear,
+    knn_average,
+    knn_predict,
+    stratified_holdout,
+)
 from openfino.evaluation.features import Features, Progress, Rows, extract_features
 from openfino.evaluation.metrics import Codes, accuracy, score
 from openfino.evaluation.results import METHODS, FactorReading, Method, ProbeReport, ProbeResult, SplitScores
@@ -24,6 +30,8 @@ from openfino.evaluation.splits import (
     probe_generator,
     rows_of_split,
 )
+from openfino.factors.encode import EncodedFactor, encode, fit_vocabulary
+from openfino.factors.spec import FactorSpec
 from openfino.manifest import Manifest
 from openfino.models.store import LoadedModel
 from openfino.recipe import ProbeSettings
@@ -164,6 +172,48 @@ def read_factor(
     )
 
 
+def read_quantity(
+    features: Features,
+    factor: EncodedFactor,
+    *,
+    k: int = 20,
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+) -> FactorReading:
+    """Predict a continuous, cyclic or vector factor from the nearest neighbours of CLS, reported as R^2.
+
+    One half of the rows is the bank, the other half is read. R^2 = 1 - squared error / squared deviation from
+    the mean of the rows that are read, each summed over rows and dimensions of the encoded target.
+
+    Args:
+        features: frozen features [n].
+        factor: the factor of each of these rows, encoded [n, t].
+        k: neighbours.
+        seed: of the halves.
+        device: where the products are computed.
+    """
+    usable = np.flatnonzero(factor.valid.numpy())
+    if len(usable) < 2:
+        return FactorReading(0, 0, len(features), None, None, None)
+    targets = factor.values.numpy()
+    read = stratified_holdout(np.zeros(len(usable), dtype=np.int64), 0.5, probe_generator(seed, "leakage"))
+    bank, queries = usable[~read], usable[read]
+    answers = knn_average(features.cls[bank], targets[bank], features.cls[queries], k=k, device=device)
+    truth = targets[queries].astype(np.float64)
+    r2 = None
+    if (truth != truth[0]).any():
+        r2 = float(1 - ((truth - answers) ** 2).sum() / ((truth - truth.mean(axis=0)) ** 2).sum())
+    return FactorReading(
+        rows=len(queries),
+        values=len(np.unique(targets[usable], axis=0)),
+        left_out=len(features) - len(usable),
+        knn_accuracy=None,
+        majority=None,
+        chance=None,
+        knn_r2=r2,
+    )
+
+
 def probe_model(
     model: LoadedModel,
     manifest: Manifest,
@@ -171,7 +221,7 @@ def probe_model(
     *,
     batch_size: int = 64,
     device: torch.device | str = "cpu",
-    leakage_columns: Sequence[str] = (),
+    factors: Mapping[str, FactorSpec] | None = None,
     seed: int = 0,
     methods: Sequence[Method] = METHODS,
     workers: int = 0,
@@ -182,10 +232,11 @@ def probe_model(
     Args:
         model: left in the mode it was in, and on ``device``.
         manifest: the table.
-        settings: label, splits, group, k, rows per split. Without a label only ``leakage_columns`` are read.
+        settings: label, splits, group, k, rows per split. Without a label only ``factors`` are read.
         batch_size: images per forward pass.
         device: where the backbone runs.
-        leakage_columns: discrete factors to read from the features of the train split (labelled or not).
+        factors: factors by name, resolved on this manifest, to read from the features of the train split
+            (labelled or not); of all rows when there is no split column.
         seed: of the draws.
         methods: ``knn`` and ``linear``.
         workers: threads that read images ahead.
@@ -197,13 +248,14 @@ def probe_model(
         OpenfinoError: if there is nothing to probe, or the usable images do not suffice.
     """
     table = manifest.table
-    problems = check_probe(manifest, settings, leakage_columns)
+    factors = factors or {}
+    problems = check_probe(manifest, settings, factors)
     if problems:
         raise InputProblemsError(problems)
-    if settings.label is None and not leakage_columns:
+    if settings.label is None and not factors:
         raise OpenfinoError("nothing to probe: name a column with probe.label, or factors to read")
     held_in = np.zeros(0, dtype=np.int64)
-    if leakage_columns:
+    if factors:
         held_in = at_most(rows_of_split(table, settings, settings.train), settings, seed, "leakage")
     features = extract_features(
         model,
@@ -219,11 +271,30 @@ def probe_model(
         result = run_probe(features, table, settings, seed=seed, methods=methods, device=device)
     inside = features.at(held_in)
     leakage = {
-        column: read_factor(inside, table[column].gather(inside.rows), k=settings.k, seed=seed, device=device)
-        for column in leakage_columns
+        name: _read(inside, table, spec, k=settings.k, seed=seed, device=device)
+        for name, spec in factors.items()
     }
     causes = features.causes[:SHOWN_CAUSES]
     return ProbeReport(model.name, result, leakage, len(features.unreadable), causes)
+
+
+def _read(
+    features: Features,
+    table: pl.DataFrame,
+    spec: FactorSpec,
+    *,
+    k: int,
+    seed: int,
+    device: torch.device | str,
+) -> FactorReading:
+    """Read one factor of any kind from the features of some rows of ``table``."""
+    if spec.kind == "discrete":
+        values = table[spec.columns[0]].gather(features.rows)
+        return read_factor(features, values, k=k, seed=seed, device=device)
+    # Fitted on the whole table, so that whether a column holds timestamps does not depend on the rows.
+    vocabulary = fit_vocabulary(table, spec)
+    factor = encode(table[features.rows.tolist()], spec, vocabulary)
+    return read_quantity(features, factor, k=k, seed=seed, device=device)
 
 
 def _labelled_rows(table: pl.DataFrame, settings: ProbeSettings, seed: int) -> Rows:

@@ -1,7 +1,7 @@
 """What probes measured, as data and as text."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -9,6 +9,8 @@ from openfino.errors import OpenfinoError
 
 Method = Literal["knn", "linear"]
 METHODS: tuple[Method, ...] = ("knn", "linear")
+# What a factor's reading is worth: a discrete factor has the first, every other kind the second.
+READINGS = ("knn_accuracy", "knn_r2")
 
 
 @dataclass(frozen=True)
@@ -65,12 +67,15 @@ class FactorReading:
     """How well a factor's value can be told from frozen features by their neighbours.
 
     Attributes:
-        rows: tested rows; 0 when no value occurs in two rows (a timestamp, say).
+        rows: tested rows; 0 when too few rows have a value (discrete: when no value occurs in two rows).
         values: different values that took part.
-        left_out: rows without a value, or with a value that no other row shares.
-        knn_accuracy: share of the tested rows that were read right; None without tested rows.
-        majority: accuracy of always answering the most common value; None without tested rows.
-        chance: accuracy of guessing, 1 / values; None without tested rows.
+        left_out: rows without a value; discrete: also those with a value that no other row shares.
+        knn_accuracy: discrete: share of the tested rows that were read right; None without tested rows.
+        majority: discrete: accuracy of always answering the most common value; None without tested rows.
+        chance: discrete: accuracy of guessing, 1 / values; None without tested rows.
+        knn_r2: continuous, cyclic and vector: R^2 of the predicted target (cyclic: sine and cosine). 1 is read
+            exactly; about 0, or a little under, is nothing. None for discrete, and where the tested rows do
+            not differ.
     """
 
     rows: int
@@ -79,6 +84,7 @@ class FactorReading:
     knn_accuracy: float | None
     majority: float | None
     chance: float | None
+    knn_r2: float | None = None
 
 
 @dataclass(frozen=True)
@@ -91,6 +97,8 @@ class ProbeReport:
         leakage: the reading of each factor asked for.
         unreadable: images left out.
         causes: why, for the first few of them.
+        before: what the model's own run recorded of its starting backbone (``label`` and ``leakage`` as in
+            :meth:`to_json`), as far as it can be compared; None when nothing can.
     """
 
     model: str
@@ -98,6 +106,7 @@ class ProbeReport:
     leakage: dict[str, FactorReading]
     unreadable: int
     causes: list[str]
+    before: dict[str, Any] | None = None
 
     def score(self, split: str, method: Method, metric: str) -> float:
         """One number, such as the one that selects the best checkpoint.
@@ -113,19 +122,25 @@ class ProbeReport:
 
     def to_json(self) -> dict[str, Any]:
         """As plain dictionaries, lists and numbers."""
-        return dataclasses.asdict(self)
+        plain = dataclasses.asdict(self)
+        if self.before is None:
+            del plain["before"]
+        return plain
 
     def table(self) -> str:
         """For the terminal."""
-        parts = [] if self.label is None else [_label_table(self.label)]
+        before = self.before or {}
+        parts = [] if self.label is None else [_label_table(self.label, before.get("label") or {})]
         if self.leakage:
-            parts.append(_leakage_table(self.leakage))
+            parts.append(_leakage_table(self.leakage, before.get("leakage") or {}))
+        if self.before is not None:
+            parts.append("In brackets: the starting backbone, as the model's run recorded it.")
         if self.unreadable:
             parts.append(f"{self.unreadable} images were left out, such as: " + "; ".join(self.causes))
         return "\n\n".join(parts)
 
 
-def _label_table(result: ProbeResult) -> str:
+def _label_table(result: ProbeResult, before: Mapping[str, Any]) -> str:
     title = f"{result.label}: {result.classes} classes, fitted on {result.train_rows} rows; k = {result.k}"
     if result.train_missing_label:
         title += f"; {result.train_missing_label} rows without a label left out"
@@ -136,18 +151,33 @@ def _label_table(result: ProbeResult) -> str:
     lines = [["split", "rows", "unseen labels", "probe", *metrics]]
     for name, split in result.splits.items():
         for method, scores in split.scores.items():
-            values = [f"{scores[metric]:.3f}" if metric in scores else "-" for metric in metrics]
+            old = before.get("splits", {}).get(name, {}).get("scores", {}).get(method, {})
+            values = [_beside(scores.get(metric), old.get(metric)) for metric in metrics]
             lines.append([name, str(split.rows), str(split.unseen_label), method, *values])
     return f"{title}\n{_aligned(lines)}"
 
 
-def _leakage_table(readings: dict[str, FactorReading]) -> str:
-    lines = [["read from features", "rows", "values", "knn_accuracy", "majority", "chance"]]
+def _leakage_table(readings: Mapping[str, FactorReading], before: Mapping[str, Any]) -> str:
+    shown = [
+        measure
+        for measure in ("knn_accuracy", "majority", "chance", "knn_r2")
+        if measure != "knn_r2" or any(reading.knn_r2 is not None for reading in readings.values())
+    ]
+    lines = [["read from features", "rows", "values", *shown]]
     for name, reading in readings.items():
-        shares = (reading.knn_accuracy, reading.majority, reading.chance)
-        values = ["-" if share is None else f"{share:.3f}" for share in shares]
+        old = before.get(name, {})
+        values = [
+            _beside(getattr(reading, measure), old.get(measure) if measure in READINGS else None)
+            for measure in shown
+        ]
         lines.append([name, str(reading.rows), str(reading.values), *values])
     return _aligned(lines)
+
+
+def _beside(value: float | None, before: float | None) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.3f}" if before is None else f"{value:.3f} ({before:.3f})"
 
 
 def _aligned(lines: Sequence[Sequence[str]]) -> str:

@@ -1,7 +1,7 @@
 """Which rows of a table a probe is fitted on, and which it is scored on."""
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from openfino.errors import Problem
 from openfino.evaluation.classifiers import stratified_holdout
 from openfino.evaluation.metrics import Codes
+from openfino.factors.spec import FactorSpec
 from openfino.keyed import Purpose, keyed_generator
 from openfino.manifest import Manifest
 from openfino.recipe import ProbeSettings
@@ -48,14 +49,15 @@ def probe_generator(seed: int, purpose: str) -> np.random.Generator:
 
 
 def check_probe(
-    manifest: Manifest, settings: ProbeSettings, leakage_columns: Sequence[str] = ()
+    manifest: Manifest, settings: ProbeSettings, factors: Mapping[str, FactorSpec] | None = None
 ) -> list[Problem]:
     """Every reason why a probe cannot be carried out on this manifest; no image is read."""
     table = manifest.table
     named = [(f"probe.{key}", getattr(settings, key)) for key in ("label", "split", "group")]
+    named += [("leakage", column) for spec in (factors or {}).values() for column in spec.columns]
     problems = [
         manifest.absent(column, where)
-        for where, column in [*named, *(("leakage", column) for column in leakage_columns)]
+        for where, column in named
         if column is not None and column not in table.columns
     ]
     if problems:
