@@ -9,6 +9,7 @@ from typing import Any
 from rich.console import Console
 
 from openfino.demo import train_arms
+from openfino.evaluation.results import READINGS
 from openfino.prober import PROBES_FILE
 
 Scores = dict[str, float]
@@ -63,16 +64,17 @@ def _probes(run: Path) -> list[dict[str, Any]]:
 
 
 def _flat(record: Mapping[str, Any]) -> Scores:
-    """One number per name: ``test_ood/knn/macro_f1``, ``leakage/scanner``."""
+    """One number per name: ``test_ood/knn/macro_f1``, ``leakage/scanner`` (accuracy; of a quantity R^2)."""
     flat = {
         f"{split}/{method}/{metric}": value
         for split, result in record["label"]["splits"].items()
         for method, scores in result["scores"].items()
         for metric, value in scores.items()
     }
-    return flat | {
-        f"leakage/{factor}": reading["knn_accuracy"] for factor, reading in record["leakage"].items()
-    }
+    for factor, reading in record["leakage"].items():
+        known = [reading[measure] for measure in READINGS if reading.get(measure) is not None]
+        flat |= {f"leakage/{factor}": value for value in known}
+    return flat
 
 
 def _spread(values: Sequence[float]) -> dict[str, Any]:

@@ -22,13 +22,13 @@ PARENT = {"source": "facebook/dinov3-vits16-pretrain-lvd1689m", "licence": "dino
 FILES = ["README.md", "config.json", "model.safetensors", "openfino.json", "preprocessor_config.json"]
 
 
-def probe_record(knn, linear, plate):
+def probe_record(knn, linear, plate, step=0):
     scores = {"knn": {"macro_f1": knn}, "linear": {"macro_f1": linear, "accuracy": 0.5}}
     reading = {"knn_accuracy": plate, "majority": 0.3, "chance": 0.1}
     return {
-        "step": 0,
+        "step": step,
         "label": {"label": "organelle", "splits": {"test": {"scores": scores}}},
-        "leakage": {"plate": reading},
+        "leakage": {"plate": reading, "dose": {"knn_accuracy": None, "knn_r2": 0.25 if step == 0 else 0.125}},
     }
 
 
@@ -48,7 +48,7 @@ PROVENANCE = {
         "train": {"batch_size": 96, "lr": 5e-5, "schedule": "constant"},
         "views": {"global_size": [224, 224], "local_count": 8},
     },
-    "probes": {"before": probe_record(0.111, 0.222, 0.999), "after": probe_record(0.333, 0.444, 0.777)},
+    "probes": {"before": probe_record(0.111, 0.222, 0.999), "after": probe_record(0.333, 0.444, 0.777, 678)},
 }
 
 
@@ -230,10 +230,24 @@ def test_the_card_states_the_facts(run_folder, tmp_path):
     assert "| organelle, test | knn | macro_f1 | 0.111 | 0.333 |" in card
     assert "| organelle, test | linear | macro_f1 | 0.222 | 0.444 |" in card
     assert "| plate, read from the features | knn | accuracy (majority 0.300) | 0.999 | 0.777 |" in card
+    assert "| dose, read from the features | knn | R^2 | 0.250 | 0.125 |" in card
+    assert "not probed" not in card
     assert "ImageNet mean" in card
     recipe = yaml.safe_load(re.search(r"```yaml\n(.*?)```", card, re.DOTALL).group(1))
     assert recipe == {key: PROVENANCE["recipe"][key] for key in ("model", "train", "views")}
     assert "/home/someone" not in card
+
+
+@pytest.mark.parametrize("stale", [True, False])
+def test_the_card_shows_no_scores_of_another_step(tmp_path, stale):
+    probes = dict(PROVENANCE["probes"])
+    if not stale:
+        del probes["after"]
+    model = tiny_model(provenance={**PROVENANCE, "steps": 900, "probes": probes})
+    export_huggingface(save(tmp_path / "m", model), tmp_path / "out")
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "| organelle, test | knn | macro_f1 | 0.111 | - |" in card
+    assert "This model (step 900) was not probed at this step." in card
 
 
 def test_the_card_of_random_weights_names_no_parent(tmp_path):

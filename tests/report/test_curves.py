@@ -48,7 +48,7 @@ def figure_called(html, title):
 
 
 def hovers(html, name):
-    return re.findall(rf"<title>{name}, step (\d+): ([\d.]+)</title>", html)
+    return re.findall(rf"<title>{name}, step (\d+): (-?[\d.]+)</title>", html)
 
 
 def test_every_figure_is_drawn(demo, recipes):
@@ -63,6 +63,35 @@ def test_probes_begin_with_the_frozen_start_and_end_with_the_arm(demo, recipes, 
             assert [step for step, _ in points] == ["0", "20", "40"]
             ends = [results["arms"][end]["test_ood"][method]["macro_f1"] for end in ("frozen", arm)]
             assert [points[0][1], points[-1][1]] == [f"{end:.3f}" for end in ends]
+
+
+def test_a_line_spans_the_steps_at_which_its_probe_did_not_run(demo, recipes):
+    for arm in FACTORS:
+        path = demo / arm / "probes.jsonl"
+        records = [json.loads(line) for line in path.read_text().splitlines()]
+        for split in ("test_id", "test_ood"):
+            del records[1]["label"]["splits"][split]["scores"]["linear"]
+        write_lines(path, records)
+    drawn = figure_called(curves(demo, recipes), TITLES[0])
+    assert [step for step, _ in hovers(drawn, "FINO linear")] == ["0", "40"]
+    assert [step for step, _ in hovers(drawn, "FINO kNN")] == ["0", "20", "40"]
+    (line,) = re.findall(
+        r"<path class='line fino dashed' d='(M[^']*)'/></svg>|d='(M[^']*)'/><circle class='point fino dashed'",
+        drawn,
+    )[-1:]
+    assert "L" in "".join(line)
+
+
+def test_the_reading_of_a_quantity_is_drawn(demo, recipes):
+    for arm in FACTORS:
+        path = demo / arm / "probes.jsonl"
+        records = [json.loads(line) for line in path.read_text().splitlines()]
+        for record in records:
+            record["leakage"]["dose"] = {"knn_accuracy": None, "majority": None, "knn_r2": -0.125}
+        write_lines(path, records)
+    drawn = figure_called(curves(demo, recipes), "How well dose can be read")
+    assert "R^2 of kNN" in drawn
+    assert hovers(drawn, "FINO")[0] == ("0", "-0.125")
 
 
 def test_reading_shows_its_baseline(demo, recipes):

@@ -39,7 +39,7 @@ def model_card(model: LoadedModel) -> str:
         _licence(parent),
         _data(provenance),
         _training(provenance),
-        _probes(provenance.get("probes") or {}),
+        _probes(provenance),
         _preprocessing(model),
         _usage(model),
     ]
@@ -151,18 +151,23 @@ def _training(provenance: Mapping[str, Any]) -> str:
     return text
 
 
-def _probes(probes: Mapping[str, Any]) -> str:
-    """Scores of the starting backbone (retention) beside those of this one."""
-    before, after = (_scores(probes.get(key) or {}) for key in ("before", "after"))
+def _probes(provenance: Mapping[str, Any]) -> str:
+    """Scores of the starting backbone (retention) beside those of this one, if it was probed itself."""
+    probes = provenance.get("probes") or {}
+    later = probes.get("after") or {}
+    probed = bool(later) and later.get("step") == provenance.get("steps", later.get("step"))
+    before, after = _scores(probes.get("before") or {}), _scores(later if probed else {})
     names = list(dict.fromkeys([*before, *after]))
     if not names:
         return ""
+    measured = (
+        "Fitted on the train split: kNN on the CLS token, and a linear probe on CLS and the mean patch token."
+    )
+    if not probed:
+        measured += f" This model (step {provenance.get('steps', 'unknown')}) was not probed at this step."
     rows = [f"| {' | '.join(name)} | {_number(before, name)} | {_number(after, name)} |" for name in names]
     table = ["| measured | probe | metric | starting backbone | this model |", "|---|---|---|---|---|", *rows]
-    return (
-        "## Probes on frozen features\n\nkNN on the CLS token; a linear probe on CLS and the mean patch "
-        "token; both fitted on the train split.\n\n" + "\n".join(table)
-    )
+    return f"## Probes on frozen features\n\n{measured}\n\n" + "\n".join(table)
 
 
 def _scores(record: Mapping[str, Any]) -> dict[tuple[str, str, str], float]:
@@ -177,6 +182,8 @@ def _scores(record: Mapping[str, Any]) -> dict[tuple[str, str, str], float]:
         if reading.get("knn_accuracy") is not None:
             share = f"accuracy (majority {reading['majority']:.3f})" if "majority" in reading else "accuracy"
             scores[f"{factor}, read from the features", "knn", share] = reading["knn_accuracy"]
+        if reading.get("knn_r2") is not None:
+            scores[f"{factor}, read from the features", "knn", "R^2"] = reading["knn_r2"]
     return scores
 
 
