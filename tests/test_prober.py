@@ -93,6 +93,16 @@ def test_without_a_label_and_such_a_split_all_rows_are_read(image_set, tmp_path)
     assert prober.history[0]["leakage"]["dose"]["rows"] == 20
 
 
+def test_a_run_that_asked_for_no_probe_does_not_read_every_image(image_set, tmp_path, monkeypatch):
+    monkeypatch.setattr(openfino.prober, "UNASKED_ROWS", 12)
+    prober = make_prober(image_set, tmp_path / "few", probe={"label": None})
+    prober.start(backbone(0), 0)
+    assert prober.history[0]["leakage"]["dose"]["rows"] == 6
+    asked = make_prober(image_set, tmp_path / "asked", probe={"label": None, "max_rows": 16})
+    asked.start(backbone(0), 0)
+    assert asked.history[0]["leakage"]["dose"]["rows"] == 8
+
+
 def test_before_the_start_there_is_nothing_to_say(image_set, tmp_path):
     prober = make_prober(image_set, tmp_path / "run")
     assert (prober.describe_baseline(), prober.line(0), prober.before_and_after()) == ("", "", {})

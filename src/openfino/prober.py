@@ -24,6 +24,8 @@ from openfino.training.logging import read_metrics
 PROBES_FILE = "probes.jsonl"
 BEST = "best"
 READERS = 2
+# Rows read for factors alone, where the recipe sets no limit: a run that asked for no probe must not wait for one.
+UNASKED_ROWS = 10_000
 
 Record = dict[str, Any]
 
@@ -169,13 +171,15 @@ class Prober:
     def _settings(self) -> ProbeSettings:
         """The recipe's probe settings, with the validation split scored too.
 
-        Without a label only the rows matter: those of ``probe.train``, or all if the table knows no such split.
+        Without a label only the rows matter: those of ``probe.train``, or all if the table knows no such split;
+        at most ``UNASKED_ROWS`` of them unless ``probe.max_rows`` says otherwise.
         """
         probe = self.recipe.probe
         if probe.label is None:
+            limit = probe.max_rows or UNASKED_ROWS
             known = len(rows_of_split(self.manifest.table, probe, probe.train)) > 0
             return ProbeSettings(
-                split=probe.split if known else None, train=probe.train, k=probe.k, max_rows=probe.max_rows
+                split=probe.split if known else None, train=probe.train, k=probe.k, max_rows=limit
             )
         if probe.val is None or probe.val in probe.tests or not probe.tests:
             return probe

@@ -332,6 +332,21 @@ def test_scores_are_summarised_over_seeds(tmp_path):
     assert "| fino | 0.800 +- 0.000 |" in text
 
 
+def test_factors_of_every_kind_are_summarised_by_what_was_measured(tmp_path):
+    run = tmp_path / arms.run_name("ssl", 0)
+    run.mkdir()
+    start = record(0, 0.1)
+    start["leakage"] |= {
+        "brightness": {"knn_accuracy": None, "knn_r2": 0.5},
+        "slide": {"knn_accuracy": None, "knn_r2": None},
+    }
+    (run / "probes.jsonl").write_text(json.dumps(start) + "\n")
+    frozen = arms.summarise(arms.collect_scores(tmp_path, ["ssl"], [0]))["frozen"]
+    assert frozen["leakage/brightness"]["values"] == [0.5]
+    assert "leakage/scanner" in frozen
+    assert "leakage/slide" not in frozen
+
+
 def test_one_seed_has_no_spread(tmp_path):
     write_probes(tmp_path, {("ssl", 0): (0.1, 0.4)})
     summary = arms.summarise(arms.collect_scores(tmp_path, ["ssl"], [0]))
