@@ -8,7 +8,16 @@ import openfino
 ROOT = Path(openfino.__file__).parent
 # From left to right; a module may import from its own room and from those before it.
 ROOMS = [
-    {"errors", "keyed", "settings_layers", "settings_problems", "recipe", "presets", "distributed", "__init__"},
+    {
+        "errors",
+        "keyed",
+        "settings_layers",
+        "settings_problems",
+        "recipe",
+        "presets",
+        "distributed",
+        "__init__",
+    },
     {"tables", "manifest"},
     {"factors"},
     {"images"},

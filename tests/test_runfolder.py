@@ -28,6 +28,7 @@ def test_a_run_is_refused_unless_asked(tmp_path):
 
 def test_a_folder_of_something_else_is_never_touched(tmp_path):
     (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "recipe.yaml").write_text("the user's own recipe")
     (tmp_path / "run" / "thesis.tex").write_text("years of work")
     for options in ({}, {"resume": True}, {"overwrite": True}):
         with pytest.raises(OpenfinoError, match="not a run of openfino"):
@@ -73,3 +74,21 @@ def test_a_ramp_over_the_whole_run_forbids_extending_it(tmp_path):
     claim(recipe(tmp_path, train=constant, **guided))
     with pytest.raises(OpenfinoError, match=r"train\.steps"):
         claim(recipe(tmp_path, train={**constant, "steps": 200}, **guided), resume=True)
+
+
+def test_nothing_that_a_run_reads_may_lie_in_its_folder(tmp_path):
+    (tmp_path / "m.csv").write_text("path\n")
+    (tmp_path / "start").mkdir()
+    for settings in ({"out": str(tmp_path)}, {"out": str(tmp_path / "start")}):
+        inside = recipe(
+            tmp_path, manifest=str(tmp_path / "m.csv"), model={"source": str(tmp_path / "start")}, **settings
+        )
+        with pytest.raises(OpenfinoError, match="holds the"):
+            claim(inside, overwrite=True)
+    assert (tmp_path / "m.csv").is_file()
+
+
+def test_resume_and_overwrite_exclude_each_other(tmp_path):
+    claim(recipe(tmp_path))
+    with pytest.raises(OpenfinoError, match="write one of them"):
+        claim(recipe(tmp_path), resume=True, overwrite=True)

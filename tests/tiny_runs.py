@@ -33,6 +33,9 @@ SETTINGS = {
 }
 
 
+COMPARED = ("loss/", "gradient_norm", "guidance/", "watch/", "dino/")
+
+
 def tiny_settings(manifest, out, **changes):
     """The settings of a run of a few seconds."""
     return merge({**SETTINGS, "manifest": str(manifest), "out": str(out)}, changes)
@@ -48,9 +51,7 @@ def losses(out):
     """Every logged loss by step, as written."""
     records = [json.loads(line) for line in (Path(out) / "metrics.jsonl").read_text().splitlines()]
     return {
-        record["step"]: {
-            key: value for key, value in record.items() if key.startswith(("loss/", "gradient_norm"))
-        }
+        record["step"]: {key: value for key, value in record.items() if key.startswith(COMPARED)}
         for record in records
         if "loss/total" in record
     }

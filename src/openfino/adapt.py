@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from openfino.distributed import World, barrier, choose_device, join_world
+from openfino.distributed import World, barrier, choose_device, gather_objects, join_world
 from openfino.errors import OpenfinoError
 from openfino.factors.encode import EncodedFactor, Vocabulary, load_vocabularies, save_vocabularies
 from openfino.images.loader import build_loader
@@ -29,10 +29,10 @@ from openfino.objectives.objective import build_objective
 from openfino.preflight import Preflight, encode_factors, preflight
 from openfino.prober import Prober
 from openfino.recipe import Recipe
-from openfino.runfolder import claim_folder, describe_environment
+from openfino.runfolder import check_folder, claim_folder, describe_environment, write_whole
 from openfino.training.checkpoint import load_checkpoint
 from openfino.training.logging import RunLog
-from openfino.training.loop import Run, restore_run, train
+from openfino.training.loop import Run, all_unreadable, restore_run, train
 from openfino.training.optimizer import build_optimizer
 from openfino.training.schedules import Schedules
 from openfino.training.step import Student, TrainableModel
@@ -59,37 +59,38 @@ def adapt(
     say = console.print if world.is_main else _silent
     started = time.perf_counter()
 
-    # Table, factors and sizes: everything that can be refused is refused here.
-    ready = preflight(recipe)
+    # Recipe, table, files, factors, sizes, weights: what can be refused is refused here, before anything is written.
+    if world.is_main:
+        check_folder(recipe, resume=resume, overwrite=overwrite)
+    ready = preflight(recipe, read_images="exist" if world.is_main else "none")
     if recipe.train.batch_size % world.size:
         raise OpenfinoError(
             f"train.batch_size {recipe.train.batch_size} is not divisible by the {world.size} processes"
         )
-    checkpoint = claim_folder(recipe, resume=resume, overwrite=overwrite) if world.is_main else None
-    barrier()
-    checkpoint = _agree_on_checkpoint(recipe, checkpoint, world, resume=resume)
+    backbone, report = starting_backbone(recipe, ready.channels)
+    checkpoint = _claim(recipe, world, resume=resume, overwrite=overwrite)
     tensors, state = load_checkpoint(checkpoint) if checkpoint else ({}, {"step": 0})
     factors, vocabularies = _factors(recipe, ready, resume=checkpoint is not None)
     say(describe(recipe, ready, factors), highlight=False)
-
-    # Models, objective, optimizer.
-    backbone, report = starting_backbone(recipe, ready.channels)
     say(str(report), highlight=False)
+
+    # Models, objective, optimizer, probes.
+    guided = guided_factors(factors)
+    provenance = describe_provenance(recipe, ready, backbone)
+    run = build_run(recipe, backbone, guided, device, world)
+    run.factors = {name: factors[name] for name in guided}
     preprocessing = Preprocessing(
         size=recipe.views.global_size, normalization=recipe.images.normalization, channels=ready.channels
     )
-    guided = guided_factors(factors)
-    run = build_run(recipe, backbone, guided, device, world)
-    run.factors = {name: factors[name] for name in guided}
-    provenance = describe_provenance(recipe, ready, backbone)
     prober = Prober(recipe, ready.manifest, preprocessing, provenance, device)
+    probing = world.is_main and (recipe.probe.label is not None or bool(recipe.factors))
+    baseline: Mapping[str, float] = {}
     if world.is_main:
         save_vocabularies(recipe.out / VOCABULARY_FILE, vocabularies)
-        environment = describe_environment(device)
-        (recipe.out / "environment.json").write_text(json.dumps(environment, indent=1), encoding="utf-8")
-        if recipe.probe.label:
-            prober.start(run.teacher.backbone, state["step"])
-            say(prober.describe_baseline(), highlight=False)
+        write_whole(recipe.out / "environment.json", json.dumps(describe_environment(device), indent=1))
+    if probing:
+        baseline = prober.start(run.teacher.backbone, state["step"])
+        say(prober.describe_baseline(), highlight=False)
     if tensors:
         restore_run(run, tensors, state)
         say(f"resuming at step {run.step} of {recipe.train.steps}", highlight=False)
@@ -101,34 +102,38 @@ def adapt(
     # Train.
     def save_model(step: int) -> None:
         if world.is_main:
-            facts = {**provenance, "steps": step, "probes": prober.before_and_after()}
+            facts = {**provenance, "steps": step, "probes": prober.before_and_after(step)}
             save_backbone(recipe.out / "model", run.teacher.backbone, preprocessing, facts)
 
     def probe_now(step: int) -> Mapping[str, float]:
-        metrics = prober.probe(run.teacher.backbone, step) if world.is_main else {}
+        metrics = prober.probe(run.teacher.backbone, step, full=step == recipe.train.steps) if probing else {}
+        if probing:
+            run.log.say(prober.line(step))
         barrier()
         return metrics
 
     run.on_checkpoint = save_model
-    run.on_probe = probe_now if recipe.probe.label else None
-    log = RunLog(
-        recipe.out, start_step=run.step, total_steps=recipe.train.steps, console=console, active=world.is_main
-    )
-    with log:
+    run.on_probe = probe_now
+    total_steps = recipe.train.steps
+    with RunLog(
+        recipe.out, start_step=run.step, total_steps=total_steps, console=console, active=world.is_main
+    ) as log:
         run.log = log
+        if baseline:
+            log.write(0, baseline)
         train(run, _batches(recipe, ready, run, world))
+        log.write(total_steps - 1, probe_now(total_steps))
+        save_model(run.step)
 
     # Report.
-    if world.is_main and recipe.probe.label:
-        prober.probe(run.teacher.backbone, run.step)
-        save_model(run.step)
+    if probing:
         say(prober.table())
     summary = {
         "steps": run.step,
         "images_seen": run.step * recipe.train.batch_size,
         "seconds": round(time.perf_counter() - started, 1),
         "skipped_steps": run.skipped,
-        "unreadable_rows": sorted(run.unreadable),
+        "unreadable_rows": all_unreadable(run),
         "weights": {"source": report.source, "matched": report.matched, "total": report.total},
         **{key: provenance[key] for key in ("parent", "factors", "images")},
         "probes": prober.before_and_after(),
@@ -136,7 +141,7 @@ def adapt(
         "model": str(recipe.out / ("best" if (recipe.out / "best").is_dir() else "model")),
     }
     if world.is_main:
-        (recipe.out / SUMMARY_FILE).write_text(json.dumps(summary, indent=1), encoding="utf-8")
+        write_whole(recipe.out / SUMMARY_FILE, json.dumps(summary, indent=1))
         say(_closing_words(summary), highlight=False)
     return summary
 
@@ -210,7 +215,10 @@ def describe_provenance(recipe: Recipe, ready: Preflight, backbone: Backbone) ->
     return {
         "source": name or "random weights",
         "parent": {"source": name, "licence": licence_of(source, backbone.config)},
-        "factors": {name: {"role": spec.role, "kind": spec.kind} for name, spec in ready.specs.items()},
+        "factors": {
+            name: {"role": spec.role, "kind": spec.kind, "columns": list(spec.columns)}
+            for name, spec in ready.specs.items()
+        },
         "images": len(ready.rows),
         "recipe": recipe.model_dump(
             mode="json", exclude={"manifest": True, "out": True, "model": {"source"}}
@@ -229,6 +237,8 @@ def describe(recipe: Recipe, ready: Preflight, factors: Mapping[str, EncodedFact
         line = f"  {name}: {factor.spec.role}, {factor.spec.kind}, {valid:.0%} of the rows have a value"
         if factor.unseen:
             line += f", {factor.unseen} rows outside training hold unseen values (masked)"
+        if factor.clamped:
+            line += f", {factor.clamped} rows lie outside the range of the training rows (moved to its end)"
         lines.append(f"{line}. {ready.reasons.get(name, '')}")
     terms = {
         "dino": recipe.objective.dino.weight,
@@ -260,13 +270,11 @@ def _batches(recipe: Recipe, ready: Preflight, run: Run, world: World) -> Any:
     )
 
 
-def _agree_on_checkpoint(recipe: Recipe, found: Path | None, world: World, *, resume: bool) -> Path | None:
-    """Every process takes the checkpoint that the main one found."""
-    if world.size == 1 or not resume:
-        return found
-    box = [str(found) if found else None]
-    torch.distributed.broadcast_object_list(box, src=0)
-    return Path(box[0]) if box[0] else None
+def _claim(recipe: Recipe, world: World, *, resume: bool, overwrite: bool) -> Path | None:
+    """Claim the folder on the main process; every process takes the checkpoint that it found."""
+    found = claim_folder(recipe, resume=resume, overwrite=overwrite) if world.is_main else None
+    place = gather_objects(str(found) if found else None)[0]
+    return Path(place) if place else None
 
 
 def _factors(

@@ -1,6 +1,6 @@
 """``openfino check``: every problem of a manifest, or of a whole recipe, at once."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -12,7 +12,13 @@ from openfino.recipe import load_recipe
 
 
 def check_source(
-    source: Path, overrides: Sequence[str] = (), *, decode: bool = False
+    source: Path,
+    overrides: Sequence[str] = (),
+    *,
+    decode: bool = False,
+    path_columns: Sequence[str] = (),
+    missing: Sequence[str] = (),
+    progress: Callable[[int, int], None] | None = None,
 ) -> tuple[list[Problem], str]:
     """Problems of ``source`` and a line that describes it.
 
@@ -20,15 +26,20 @@ def check_source(
         source: a recipe (.yaml, .yml), else a manifest or a folder of images.
         overrides: ``key=value`` laid over a recipe.
         decode: read every image to its end instead of looking whether the file is there.
+        path_columns: of a manifest without a recipe: columns that hold image paths; inferred when not given.
+        missing: of a manifest without a recipe: tokens that mean "no value".
+        progress: called with (files done, files in all).
     """
     level: Literal["exist", "decode"] = "decode" if decode else "exist"
     if source.suffix.lower() not in (".yaml", ".yml"):
-        manifest = read_manifest(source)
-        problems = check_manifest(manifest, factors={}, required_columns={}, read_images=level)
+        manifest = read_manifest(source, path_columns=list(path_columns) or None, missing=list(missing))
+        problems = check_manifest(
+            manifest, factors={}, required_columns={}, read_images=level, progress=progress
+        )
         return problems, f"{source}: {len(manifest):,} rows, {len(manifest.table.columns)} columns"
     recipe = load_recipe(source, overrides)
     try:
-        ready = preflight(recipe)
+        ready = preflight(recipe, read_images=level, progress=progress)
     except InputProblemsError as error:
         return error.problems, f"{source}: manifest {recipe.manifest}"
     lines = [
@@ -37,9 +48,4 @@ def check_source(
     lines += [
         f"  {name}: {spec.role}, {spec.kind}. {ready.reasons[name]}" for name, spec in ready.specs.items()
     ]
-    problems = []
-    if decode:
-        problems = check_manifest(
-            ready.manifest, factors=recipe.factors, required_columns={}, read_images="decode"
-        )
-    return problems, "\n".join(lines)
+    return [], "\n".join(lines)

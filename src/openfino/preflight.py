@@ -3,13 +3,16 @@
 Bad input never costs a run: what is wrong with the table, the files, the factors and the sizes is found here.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
+import polars as pl
 from transformers import DINOv3ViTConfig
 
 from openfino.errors import InputProblemsError, OpenfinoError, Problem
+from openfino.evaluation.splits import check_probe
 from openfino.factors.encode import (
     EncodedFactor,
     Vocabulary,
@@ -35,10 +38,21 @@ class Preflight:
     patch_size: int
     specs: dict[str, FactorSpec]
     reasons: dict[str, str]  # why each factor has its kind
+    vocabularies: dict[str, Vocabulary]  # fitted on the rows that train
 
 
-def preflight(recipe: Recipe) -> Preflight:
+def preflight(
+    recipe: Recipe,
+    *,
+    read_images: Literal["none", "exist", "decode"] = "exist",
+    progress: Callable[[int, int], None] | None = None,
+) -> Preflight:
     """Read and check everything a run stands on.
+
+    Args:
+        recipe: of the run.
+        read_images: look at no image file, look whether each is there, or decode each.
+        progress: called with (files done, files in all).
 
     Raises:
         OpenfinoError: if the manifest cannot be read at all.
@@ -46,16 +60,26 @@ def preflight(recipe: Recipe) -> Preflight:
     """
     manifest = read_manifest(recipe.manifest, path_columns=recipe.images.path_columns, missing=recipe.missing)
     problems = check_manifest(
-        manifest, factors=recipe.factors, required_columns=_required_columns(recipe), read_images="exist"
+        manifest,
+        factors=recipe.factors,
+        required_columns=_required_columns(recipe),
+        read_images=read_images,
+        progress=progress,
     )
     rows = _training_rows(recipe, manifest, problems)
     channels = _channels(recipe, manifest, problems)
     patch_size = _patch_size(recipe, problems)
     problems += _size_problems(recipe, patch_size) + _budget_problems(recipe, len(rows))
+    if recipe.probe.label is not None and _required_columns(recipe).keys() <= set(manifest.table.columns):
+        problems += check_probe(manifest, recipe.probe)
+    try:
+        specs, reasons = resolve_specs(manifest, recipe.factors)
+    except InputProblemsError:
+        specs, reasons = {}, {}  # listed by check_manifest already
+    vocabularies = _vocabularies(_training_table(manifest, rows), specs, problems)
     if problems:
         raise InputProblemsError(problems)
-    specs, reasons = resolve_specs(manifest, recipe.factors)
-    return Preflight(manifest, rows, channels, patch_size, specs, reasons)
+    return Preflight(manifest, rows, channels, patch_size, specs, reasons, vocabularies)
 
 
 def encode_factors(
@@ -65,17 +89,31 @@ def encode_factors(
 
     With ``stored`` vocabularies (a resumed run) old values keep their place and new ones are appended.
     """
+    training = _training_table(ready.manifest, ready.rows)
+    vocabularies = dict(ready.vocabularies)
+    for name, known in (stored or {}).items():
+        if name in ready.specs:
+            vocabularies[name] = known.extended(training, ready.specs[name])
     table = ready.manifest.table
-    training = table[ready.rows.tolist()] if len(ready.rows) < len(ready.manifest) else table
-    encoded, vocabularies = {}, {}
-    for name, spec in ready.specs.items():
-        if stored is not None and name in stored:
-            vocabulary = stored[name].extended(training, spec)
-        else:
-            vocabulary = fit_vocabulary(training, spec)
-        vocabularies[name] = vocabulary
-        encoded[name] = encode(table, spec, vocabulary)
-    return encoded, vocabularies
+    return {name: encode(table, spec, vocabularies[name]) for name, spec in ready.specs.items()}, vocabularies
+
+
+def _training_table(manifest: Manifest, rows: np.ndarray) -> pl.DataFrame:
+    return manifest.table[rows.tolist()] if len(rows) < len(manifest) else manifest.table
+
+
+def _vocabularies(
+    training: pl.DataFrame, specs: Mapping[str, FactorSpec], problems: list[Problem]
+) -> dict[str, Vocabulary]:
+    """The vocabulary of every factor; one that is constant among the training rows is a problem."""
+    vocabularies = {}
+    for name, spec in specs.items():
+        try:
+            vocabularies[name] = fit_vocabulary(training, spec)
+        except OpenfinoError as error:
+            what = str(error).removeprefix(f"factors.{name}: ")
+            problems.append(Problem(f"factors.{name}", what, "Nothing else is wrong with the column"))
+    return vocabularies
 
 
 def _required_columns(recipe: Recipe) -> dict[str, str]:
@@ -85,14 +123,14 @@ def _required_columns(recipe: Recipe) -> dict[str, str]:
 
 
 def _training_rows(recipe: Recipe, manifest: Manifest, problems: list[Problem]) -> np.ndarray:
-    split = recipe.probe.split
-    if recipe.train_split is None or split is None or split not in manifest.table.columns:
+    split, wanted = recipe.probe.split, recipe.training_splits
+    if wanted is None or split is None or split not in manifest.table.columns:
         return np.arange(len(manifest))
-    rows = manifest.rows_where(split, recipe.train_split)
+    rows = manifest.rows_where(split, wanted)
     if len(rows) == 0:
         present = sorted(map(str, manifest.table[split].drop_nulls().unique().to_list()))[:10]
-        what = f"no row of column {split!r} is one of {recipe.train_split}"
-        problems.append(Problem("train_split", what, f"The column holds {', '.join(present)}"))
+        what = f"no row of column {split!r} is one of {wanted}"
+        problems.append(Problem("train_split", what, f"Name one of {', '.join(present)}"))
     return rows
 
 

@@ -6,6 +6,7 @@ the probe, if a validation split is named), ``summary.json`` at the end.
 """
 
 import importlib.metadata
+import os
 import platform
 import shutil
 import sys
@@ -21,6 +22,7 @@ from openfino.recipe import Recipe, dump_recipe
 from openfino.training.checkpoint import list_checkpoints
 
 RECIPE_FILE = "recipe.yaml"
+RUN_MARK = ".openfino-run"
 WORKSPACE_MARK = ".openfino-workspace"
 # Keys that may differ when a run is resumed: they change neither what is drawn nor what is learned.
 FREE_ON_RESUME = {
@@ -31,41 +33,71 @@ FREE_ON_RESUME = {
     "train.log_every",
     "train.checkpoint_every",
     "train.keep_checkpoints",
-    "train.device",
     "probe.every",
 }
+
+
+def check_folder(recipe: Recipe, *, resume: bool, overwrite: bool) -> None:
+    """Refuse what may not be written to, before anything is read or touched.
+
+    Raises:
+        OpenfinoError: if the folder is not empty and neither ``resume`` nor ``overwrite`` is set, if it is not a run
+            folder, if something that the run reads lies in it, or if the recipe differs from the one being resumed.
+    """
+    folder = recipe.out
+    if resume and overwrite:
+        raise OpenfinoError("--resume continues a run and --overwrite deletes it: write one of them")
+    inside = [key for key, path in _inputs(recipe).items() if path.resolve().is_relative_to(folder.resolve())]
+    if inside:
+        raise OpenfinoError(
+            f"out: {folder} holds the {' and the '.join(inside)} of this run; choose another folder"
+        )
+    if not (folder.exists() and any(folder.iterdir())):
+        return
+    if not (folder / RUN_MARK).is_file():
+        raise OpenfinoError(
+            f"out: {folder} is not empty and is not a run of openfino; nothing in it was touched. "
+            "Choose another folder"
+        )
+    if not (resume or overwrite):
+        raise OpenfinoError(
+            f"out: {folder} already holds a run. Write --resume to continue it, --overwrite to start it "
+            "anew, or choose another folder"
+        )
+    if resume and (folder / RECIPE_FILE).is_file():
+        _refuse_other_recipe(recipe, yaml.safe_load((folder / RECIPE_FILE).read_text(encoding="utf-8")))
+
+
+def _inputs(recipe: Recipe) -> dict[str, Path]:
+    """Local files and folders that the run reads, by their keys."""
+    paths = {"manifest": recipe.manifest}
+    if recipe.model.source is not None and Path(recipe.model.source).exists():
+        paths["model.source"] = Path(recipe.model.source)
+    return paths
 
 
 def claim_folder(recipe: Recipe, *, resume: bool, overwrite: bool) -> Path | None:
     """Make the run folder ready and write the recipe; returns the checkpoint to continue from, if any.
 
     Raises:
-        OpenfinoError: if the folder is not empty and neither ``resume`` nor ``overwrite`` is set, if it is not a run
-            folder, or if the recipe differs from the one being resumed.
+        OpenfinoError: as :func:`check_folder`.
     """
+    check_folder(recipe, resume=resume, overwrite=overwrite)
     folder = recipe.out
-    occupied = folder.exists() and any(folder.iterdir())
-    is_run = (folder / RECIPE_FILE).is_file()
-    checkpoint = None
-    if occupied and not is_run:
-        raise OpenfinoError(
-            f"out: {folder} is not empty and is not a run of openfino; nothing in it was touched. "
-            "Choose another folder"
-        )
-    if occupied and not (resume or overwrite):
-        raise OpenfinoError(
-            f"out: {folder} already holds a run. Write --resume to continue it, --overwrite to start it "
-            "anew, or choose another folder"
-        )
-    if occupied and overwrite and not resume:
+    if overwrite and folder.exists():
         shutil.rmtree(folder)
-    elif occupied:
-        _refuse_other_recipe(recipe, yaml.safe_load((folder / RECIPE_FILE).read_text(encoding="utf-8")))
-        found = list_checkpoints(folder / "checkpoints")
-        checkpoint = found[-1] if found else None
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / RECIPE_FILE).write_text(dump_recipe(recipe), encoding="utf-8")
-    return checkpoint
+    write_whole(folder / RUN_MARK, "A run of openfino: 'openfino adapt --overwrite' clears this folder.\n")
+    write_whole(folder / RECIPE_FILE, dump_recipe(recipe))
+    found = list_checkpoints(folder / "checkpoints")
+    return found[-1] if found and resume else None
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write ``text`` so that a kill leaves the old file or the new one, never half of one."""
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(text, encoding="utf-8")
+    os.replace(partial, path)
 
 
 def claim_workspace(out: Path, *, overwrite: bool) -> None:

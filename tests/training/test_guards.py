@@ -4,8 +4,10 @@ import pytest
 import torch
 
 from openfino.training.guards import (
+    UNEXPLAINED,
     CollapseWatch,
     NonFiniteGuard,
+    agreed_cause,
     collapse_metrics,
     explain_non_finite,
     feature_rank,
@@ -80,3 +82,17 @@ def test_a_lasting_collapse_is_said_once_with_a_remedy(rank, entropy, advice):
     if advice:
         assert said.index(warnings[0]) == CollapseWatch.PATIENCE - 1
         assert advice in warnings[0]
+
+
+def test_the_rank_that_knows_the_cause_is_believed():
+    assert (
+        agreed_cause([UNEXPLAINED, "the term koleo is not finite", UNEXPLAINED])
+        == "the term koleo is not finite"
+    )
+    assert agreed_cause([UNEXPLAINED, UNEXPLAINED]) == UNEXPLAINED
+
+
+def test_a_streak_of_skips_goes_on_after_a_resume():
+    guard = NonFiniteGuard(skipped=2, consecutive=2)
+    assert not guard.accepts(torch.tensor(math.nan), ONE)
+    assert guard.exhausted

@@ -1,7 +1,7 @@
 """What watches a run: non-finite steps and collapse (demand.md row 3)."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +12,16 @@ from openfino.distributed import gather_rows, sum_over_ranks
 from openfino.errors import OpenfinoError
 
 MAX_CONSECUTIVE = 3
+UNEXPLAINED = "the loss is finite but its gradient is not: lower train.lr, or train in float32"
 DIVERGED = 1e6  # no weight of a sound network comes near
 
 
 class NonFiniteGuard:
     """Decides before the optimizer step whether the step may be taken, the same on all ranks."""
 
-    def __init__(self, skipped: int = 0) -> None:
+    def __init__(self, skipped: int = 0, consecutive: int = 0) -> None:
         self.skipped = skipped
-        self.consecutive = 0
+        self.consecutive = consecutive
 
     def accepts(self, loss: Tensor, gradient_norm: Tensor) -> bool:
         """Whether loss and gradients are finite on every rank; counts the step as skipped if not."""
@@ -63,7 +64,12 @@ def explain_non_finite(
     bad_terms = [name for name, value in terms.items() if not bool(torch.isfinite(value))]
     if bad_terms:
         return f"the term {', '.join(bad_terms)} is not finite on these images"
-    return "the loss is finite but its gradient is not: lower train.lr, or train in float32"
+    return UNEXPLAINED
+
+
+def agreed_cause(causes: Sequence[str]) -> str:
+    """Of what the ranks found, the first that names something: a rank whose own share is sound can only guess."""
+    return next((cause for cause in causes if cause != UNEXPLAINED), UNEXPLAINED)
 
 
 def write_replay(path: Path, content: Mapping[str, Any]) -> None:

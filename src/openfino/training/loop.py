@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from openfino.distributed import World, barrier, sum_over_ranks, to_device
+from openfino.distributed import World, barrier, gather_objects, sum_over_ranks, to_device
 from openfino.factors.encode import EncodedFactor
 from openfino.images.loader import ViewBatch, finish_views
 from openfino.models.ema import update_teacher
@@ -54,6 +54,7 @@ class Run:
     on_checkpoint: Callable[[int], None] | None = None
     step: int = 0
     skipped: int = 0
+    consecutive_skips: int = 0
     unreadable: set[int] = field(default_factory=set)
 
     @property
@@ -70,7 +71,7 @@ def train(run: Run, batches: Iterable[ViewBatch]) -> None:
     """
     recipe, settings, schedules = run.recipe, run.recipe.train, run.schedules
     student = run.model.student
-    guard, watch = guards.NonFiniteGuard(run.skipped), guards.CollapseWatch()
+    guard, watch = guards.NonFiniteGuard(run.skipped, run.consecutive_skips), guards.CollapseWatch()
     wrapped: nn.Module | None = None
     frozen: bool | None = None
     clock = time.perf_counter()
@@ -113,7 +114,7 @@ def train(run: Run, batches: Iterable[ViewBatch]) -> None:
         else:
             _report_skip(run, guard, pieces, values, batch.rows)
         run.optimizer.zero_grad(set_to_none=True)
-        run.step, run.skipped = step + 1, guard.skipped
+        run.step, run.skipped, run.consecutive_skips = step + 1, guard.skipped, guard.consecutive
 
         # Everything below only looks.
         run.log.advance(run.step)
@@ -224,12 +225,24 @@ def _report_skip(
     }
     step = pieces[0].step
     weights = dict(run.model.student.named_parameters())
-    cause = guards.explain_non_finite(values, views, rows, weights)
+    found = guards.explain_non_finite(values, views, rows, weights)
+    cause = guards.agreed_cause(gather_objects(found))
     run.log.say(f"[yellow]step {step} skipped:[/] {cause}")
     if guard.exhausted:
         replay = run.folder / "replay" / f"step_{step:08d}_rank{run.world.rank}.pt"
-        content = {"step": step, "rows": rows.cpu(), "cause": cause, "terms": dict(values), **views}
-        guards.write_replay(replay, {**content, "masks": torch.cat([piece.masks for piece in pieces], dim=1)})
+        content = {
+            "step": step,
+            "rows": rows.cpu(),
+            "cause": cause,
+            "terms": dict(values),
+            "masks": torch.cat([piece.masks for piece in pieces], dim=1),
+            "factors": {name: (own.values, own.valid) for name, own in _whole_factors(pieces).items()},
+            **views,
+        }
+        # No step was taken since the first bad one, so these are the weights that it met.
+        if run.world.is_main:
+            content |= {"model": run.model.state_dict(), "teacher": run.teacher.state_dict()}
+        guards.write_replay(replay, content)
         raise guards.stop_non_finite(step, cause, replay)
 
 
@@ -249,7 +262,8 @@ def _metrics(
     cls = torch.cat([own.cls for own in targets], dim=1)
     probs = torch.cat([own.probs for own in targets], dim=1)
     measured = {**run.model.objective.metrics(), **guards.collapse_metrics(cls, probs), "gradient_norm": norm}
-    metrics |= {name: float(value) for name, value in measured.items()}
+    metrics |= {name: (sum_over_ranks(value.float()) / ranks).item() for name, value in measured.items()}
+    unreadable = sum_over_ranks(torch.tensor(float(len(run.unreadable)), device=run.device))
     step = run.step - 1
     metrics |= {
         "schedule/lr": run.schedules.lr(step),
@@ -257,8 +271,8 @@ def _metrics(
         "schedule/momentum": run.schedules.momentum(step),
         "schedule/teacher_temperature": run.schedules.teacher_temperature(step),
         "count/skipped_steps": run.skipped,
-        "count/unreadable_images": len(run.unreadable),
-        "speed/images_per_second": run.recipe.train.batch_size / max(elapsed + data_wait, 1e-9),
+        "count/unreadable_images": unreadable.item(),
+        "speed/images_per_second": run.recipe.train.batch_size / max(elapsed, 1e-9),
         "speed/data_wait": data_wait,
     }
     return metrics
@@ -266,6 +280,7 @@ def _metrics(
 
 def save_run(run: Run) -> None:
     """Checkpoint everything that :func:`restore_run` needs; the main process writes."""
+    unreadable = all_unreadable(run)
     if run.world.is_main:
         names: dict[Tensor, str] = {parameter: name for name, parameter in run.model.named_parameters()}
         parts = {
@@ -274,7 +289,7 @@ def save_run(run: Run) -> None:
             "optimizer": optimizer_tensors(run.optimizer, names),
         }
         tensors = {f"{root}/{name}": value for root, part in parts.items() for name, value in part.items()}
-        state = {"skipped": run.skipped, "unreadable": sorted(run.unreadable)}
+        state = {"skipped": run.skipped, "consecutive_skips": run.consecutive_skips, "unreadable": unreadable}
         settings = run.recipe.train
         save_checkpoint(run.folder / "checkpoints", run.step, tensors, state, keep=settings.keep_checkpoints)
     if run.on_checkpoint:
@@ -288,4 +303,11 @@ def restore_run(run: Run, tensors: Mapping[str, Tensor], state: Mapping[str, Any
     run.teacher.load_state_dict(strip(tensors, "teacher"))
     load_optimizer_tensors(run.optimizer, strip(tensors, "optimizer"), dict(run.model.named_parameters()))
     run.step, run.skipped = state["step"], state["skipped"]
-    run.unreadable = set(state["unreadable"])
+    run.consecutive_skips = state["consecutive_skips"]
+    if run.world.is_main:
+        run.unreadable = set(state["unreadable"])
+
+
+def all_unreadable(run: Run) -> list[int]:
+    """Manifest rows whose image could not be read on any rank so far."""
+    return sorted(set().union(*gather_objects(run.unreadable)))
