@@ -75,7 +75,7 @@ def test_a_factor_is_read_from_its_columns_and_reported_by_its_name(image_set, t
 
 
 def test_without_a_label_factors_alone_are_read(image_set, tmp_path):
-    prober = make_prober(image_set, tmp_path / "run", probe={"label": None, "val": "val"})
+    prober = make_prober(image_set, tmp_path / "run", probe={"label": None})
     metrics = prober.start(backbone(0), 0)
     assert set(metrics) == {"probe/leakage/site/knn_accuracy", "probe/leakage/dose/knn_r2"}
     assert prober.history[0]["leakage"]["dose"]["rows"] == 10  # half of the 20 rows of train

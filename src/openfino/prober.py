@@ -187,7 +187,7 @@ class Prober:
 
     def _selection(self, report: ProbeReport) -> float | None:
         probe = self.recipe.probe
-        if probe.val is None or probe.label is None:
+        if probe.val is None:
             return None
         return report.score(probe.val, probe.method, probe.metric)
 
