@@ -42,7 +42,11 @@ def test_a_run_leaves_everything_that_is_promised(image_set, tmp_path):
     assert expected <= records[0].keys()
     model = load_model(out)
     assert model.preprocessing.size == (32, 32)
-    assert model.provenance["factors"]["site"] == {"role": "informative", "kind": "discrete"}
+    assert model.provenance["factors"]["site"] == {
+        "role": "informative",
+        "kind": "discrete",
+        "columns": ["site"],
+    }
 
 
 def test_the_teacher_is_what_is_saved(image_set, tmp_path):

@@ -292,7 +292,7 @@ def _closing_words(summary: Mapping[str, Any]) -> str:
     if summary["unreadable_rows"]:
         words += f"; {len(summary['unreadable_rows'])} images could not be read and were replaced"
     if summary["best_step"] == 0:
-        words += ". No probe during training beat the starting backbone on the validation split: best/ is that backbone"
+        words += ". On the validation split nothing beat the starting backbone: best/ is that backbone"
     return f"{words}. Model: {summary['model']}"
 
 

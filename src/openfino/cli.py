@@ -24,14 +24,12 @@ BatchSize = Annotated[int, typer.Option(min=1, help="Images per forward pass.")]
 PathColumns = Annotated[
     list[str] | None,
     typer.Option(
-        "--path-column", help="Column with image paths; may be repeated. Default: as the model's run."
+        "--path-column", help="Column with image paths; may be repeated. Default: the run's, else inferred."
     ),
 ]
 Missing = Annotated[
     list[str] | None,
-    typer.Option(
-        "--missing", help='Token that means "no value"; may be repeated. Default: as the model\'s run.'
-    ),
+    typer.Option("--missing", help='Token that means "no value"; may be repeated. Default: the run\'s.'),
 ]
 
 
@@ -74,12 +72,23 @@ def check(
     recipe: Annotated[Path, typer.Argument(help="A recipe (.yaml), or a manifest.")],
     overrides: Annotated[list[str] | None, typer.Argument(help="key=value, laid over the recipe.")] = None,
     decode: Annotated[bool, typer.Option("--decode", help="Read every image to the end (slow).")] = False,
+    path_column: PathColumns = None,
+    missing: Missing = None,
     as_json: Json = False,
 ) -> None:
     """List every problem of a table, its files and its factors at once. Exit code 1 if there are any."""
     from openfino.check import check_source
+    from openfino.evaluation.command import shown_progress
 
-    problems, summary = check_source(recipe, overrides or [], decode=decode)
+    with shown_progress("looking at files") as progress:
+        problems, summary = check_source(
+            recipe,
+            overrides or [],
+            decode=decode,
+            path_columns=path_column or [],
+            missing=missing or [],
+            progress=progress,
+        )
     if as_json:
         listed = [{"where": item.where, "what": item.what, "remedy": item.remedy} for item in problems]
         typer.echo(json.dumps({"summary": summary, "problems": listed}, indent=1))

@@ -53,7 +53,13 @@ def test_recomputed_blocks_see_the_draws_of_their_own_pass(tiny_config, local_co
     kept, recomputed = (make_model(tiny_config, drop_path=0.3) for _ in range(2))
     recomputed.student.backbone.checkpoint_activations()
     piece = make_piece(local_count)
+    runs = []
+    for model in (kept, recomputed):
+        mlp = model.student.backbone.model.model.layer[1].mlp
+        mlp.register_forward_hook(lambda *_, model=model: runs.append(model))
     expected, found = gradients(kept, piece), gradients(recomputed, piece)
+    # Once more in each of the two passes; the teacher is a copy with the same hook.
+    assert runs.count(recomputed) == runs.count(kept) + 2
     for name, gradient in expected.items():
         torch.testing.assert_close(found[name], gradient, msg=name)
     block = "student.backbone.model.model.layer.0.attention.q_proj.weight"

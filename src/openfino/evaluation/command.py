@@ -71,7 +71,7 @@ def probe_command(
     problems += check_probe(table, settings)
     if problems:
         raise InputProblemsError(problems)
-    with _shown_progress("reading features") as progress:
+    with shown_progress("reading features") as progress:
         report = probe_model(
             loaded,
             table,
@@ -104,7 +104,7 @@ def embed_command(
     """
     loaded = load_model(model)
     table = read_table_for(loaded, manifest, path_columns, missing)
-    with _shown_progress("embedding") as progress:
+    with shown_progress("embedding") as progress:
         return embed(
             loaded,
             table,
@@ -244,7 +244,7 @@ def _other_splits(manifest: Manifest, split: str, train: str) -> list[str]:
 
 
 @contextmanager
-def _shown_progress(title: str) -> Iterator[ProgressCallback]:
+def shown_progress(title: str) -> Iterator[ProgressCallback]:
     """A progress bar on standard error, where it does not mix with the report."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:

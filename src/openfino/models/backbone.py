@@ -3,7 +3,6 @@
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from transformers import DINOv3ViTConfig, DINOv3ViTModel
 
 from openfino.errors import OpenfinoError
 from openfino.models.channels import expand_channels
-from openfino.models.drop_path import recompute_contexts
+from openfino.models.drop_path import recompute_in_backward
 
 MIN_MATCHED = 0.99
 
@@ -90,14 +89,8 @@ class Backbone(nn.Module):
 
     def checkpoint_activations(self) -> None:
         """Recompute each block in the backward pass instead of keeping its activations."""
-        # Renamed in transformers 5.2x; the old name goes in version 6.
-        new_name = hasattr(self.model, "activation_checkpointing_enable")
-        enable = (
-            self.model.activation_checkpointing_enable
-            if new_name
-            else self.model.gradient_checkpointing_enable
-        )
-        enable({"use_reentrant": False, "context_fn": partial(recompute_contexts, self.model)})
+        for layer in self.model.model.layer:
+            recompute_in_backward(layer)
 
     def forward(self, pixels: Tensor, masks: Tensor | None = None) -> Tokens:
         """Tokens of ``pixels`` [B, C, H, W]; patches where ``masks`` [B, P] is True become the mask token."""

@@ -5,11 +5,12 @@ drop other samples than one process with the whole batch. Here the draws of a st
 batch from a key, and every process takes the rows that it owns.
 """
 
-from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers import DINOv3ViTModel
 
 from openfino.distributed import to_device
@@ -68,36 +69,27 @@ def draw_drop_path(model: DINOv3ViTModel, seed: int, rows: Tensor, total_rows: i
         module.branch = 0
 
 
-def recompute_contexts(
-    model: DINOv3ViTModel,
-) -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
-    """The ``context_fn`` of ``torch.utils.checkpoint``: a recomputed block sees the draws of its own forward pass.
+def recompute_in_backward(layer: nn.Module) -> None:
+    """Let a block keep its input only and compute itself again in the backward pass, with the same draws.
 
-    A step runs the model twice (global and local crops) before its backward pass; without this the blocks of the
-    first pass would be recomputed with the draws of the second.
+    A step runs the model twice (global and local crops) before its backward pass, so the draws belong to what is
+    kept: by then the module holds those of the second pass.
     """
-    return nullcontext(), _SameDraws(_modules(model))
+    layer.forward = partial(_checkpointed, layer)
 
 
-class _SameDraws(AbstractContextManager[None]):
-    """Puts back the draws that the modules hold now, at the first branch of a block, while it is entered."""
+def _checkpointed(layer: nn.Module, *inputs: Any, **options: Any) -> Any:
+    drop_path = layer.drop_path
+    keep = drop_path.keep if isinstance(drop_path, DropPath) else None
+    if not layer.training:
+        return _with_draws(layer, keep, *inputs, **options)
+    return checkpoint(_with_draws, layer, keep, *inputs, use_reentrant=False, **options)
 
-    def __init__(self, modules: list[DropPath]) -> None:
-        self.modules = modules
-        self.seen = [module.keep for module in modules]
-        self.later: list[Tensor | None] = []
 
-    def __enter__(self) -> None:
-        self.later = [module.keep for module in self.modules]
-        self._put(self.seen)
-
-    def __exit__(self, *_: object) -> None:
-        self._put(self.later)
-
-    def _put(self, keeps: list[Tensor | None]) -> None:
-        # The recomputation may stop between the branches, once it has all that the backward pass needs.
-        for module, keep in zip(self.modules, keeps, strict=True):
-            module.keep, module.branch = keep, 0
+def _with_draws(layer: nn.Module, keep: Tensor | None, *inputs: Any, **options: Any) -> Any:
+    if isinstance(layer.drop_path, DropPath):
+        layer.drop_path.keep, layer.drop_path.branch = keep, 0
+    return type(layer).forward(layer, *inputs, **options)
 
 
 def _modules(model: DINOv3ViTModel) -> list[DropPath]:
