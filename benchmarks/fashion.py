@@ -1,7 +1,7 @@
 """Real images: Fashion-MNIST through simulated scanners, adapted and probed.
 
     make bench-fashion                                   # the full comparison
-    python benchmarks/fashion.py --train 200 --test 100 --steps 5 --seeds 1 --out runs/quick
+    python benchmarks/fashion.py --train 200 --test 100 --steps 25 --seeds 1 --out runs/quick
 
 The images are real and so are the factors measured on them (brightness, coverage, orientation); the batch effect is
 simulated, so that it is known: every image passes one of eight scanners, the same eight in ``test_id``, four others

@@ -1,3 +1,5 @@
+import re
+
 import pytest
 import yaml
 from hypothesis import given, settings
@@ -52,6 +54,41 @@ def test_all_problems_come_at_once_with_suggestions():
     assert len(found) == 5
 
 
+@pytest.mark.parametrize(
+    ("train", "remedy"),
+    [
+        ({"steps": 1000}, {"freeze_steps": 100, "warmup_steps": 50, "unfreeze_ramp_steps": 90}),
+        ({"steps": 10_000}, {"freeze_steps": 1000}),
+        ({"steps": 10_999}, {"unfreeze_ramp_steps": 99}),
+        ({"steps": 3000, "freeze_steps": 0}, {"warmup_steps": 150}),
+        ({"steps": 1}, {"freeze_steps": 0, "warmup_steps": 0, "unfreeze_ramp_steps": 0}),
+    ],
+)
+def test_stages_that_outlast_the_run_are_refused_with_values_that_fit(train, remedy):
+    (problem,) = problems(train=train)
+    assert problem.where == "train"
+    written = dict(re.findall(r"(\w+): (\d+)", problem.what.split("; write ")[1]))
+    assert {key: int(value) for key, value in written.items()} == remedy
+    given = {"freeze_steps": 10_000, "warmup_steps": 3000, "unfreeze_ramp_steps": 1000} | train
+    for key in remedy:
+        assert f"with {key} {given[key]} " in problem.what
+    build_recipe({**BASE, "train": {**train, **remedy}})
+
+
+@pytest.mark.parametrize("train", [{"steps": 11_000}, {"preset": "small", "steps": 21}])
+def test_stages_may_just_fit(train):
+    settings = dict(train)
+    preset = settings.pop("preset", "paper")
+    build_recipe({**BASE, "preset": preset, "train": settings})
+    with pytest.raises(InputProblemsError, match="too few"):
+        build_recipe({**BASE, "preset": preset, "train": {"steps": settings["steps"] - 1}})
+
+
+@pytest.mark.parametrize("name", ["paper", "small"])
+def test_a_preset_is_valid_as_it_stands(name):
+    build_recipe({**BASE, "preset": name})
+
+
 def test_a_split_column_alone_needs_no_label():
     assert build_recipe({**BASE, "probe": {"split": "split"}}).probe.label is None
 
@@ -75,7 +112,7 @@ def test_no_row_of_another_split_trains_unless_asked(settings, splits):
     ("settings", "message"),
     [
         ({"factors": {"plate": {"role": "spurious", "output": "identity"}}}, "bounded output"),
-        ({"train": {"steps": 100, "freeze_steps": 100}}, "backbone would never train"),
+        ({"objective": {"ibot": {"mask_ratio": [0.5, 0.1]}}}, "mask_ratio must be (low, high)"),
         ({"model": {"source": "a", "config": {}}}, "exactly one of"),
         ({"model": {}}, "exactly one of"),
         ({"train_split": ["train"]}, "probe.split"),

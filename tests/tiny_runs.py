@@ -28,7 +28,15 @@ SETTINGS = {
         "guidance": {"regressor_hidden": [16, 16]},
         "sigreg": {"directions": 32},
     },
-    "train": {"steps": 8, "batch_size": 8, "log_every": 1, "checkpoint_every": 3, "workers": 0, "threads": 1},
+    "train": {
+        "steps": 8,
+        "batch_size": 8,
+        "warmup_steps": 0,
+        "log_every": 1,
+        "checkpoint_every": 3,
+        "workers": 0,
+        "threads": 1,
+    },
     "probe": {"split": "split"},
 }
 

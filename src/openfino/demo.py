@@ -155,6 +155,7 @@ def write_recipe(
         "train": {
             "steps": budget.steps,
             "batch_size": budget.batch_size,
+            "warmup_steps": min(20, budget.steps // 15),
             "workers": 0,
             "threads": max((os.cpu_count() or 2) // len(ARMS), 1),
             "checkpoint_every": budget.steps,

@@ -163,6 +163,13 @@ class IbotSettings(Section):
     mask_ratio: tuple[Fraction, Fraction] = (0.1, 0.5)
     head: HeadSettings = HeadSettings()
 
+    @model_validator(mode="after")
+    def _ratios(self) -> Self:
+        low, high = self.mask_ratio
+        if low > high:
+            raise ValueError(f"mask_ratio must be (low, high) with low <= high, not {self.mask_ratio}")
+        return self
+
 
 class KoleoSettings(Section):
     """KoLeo term (dinov3.md 2.5)."""
@@ -253,10 +260,23 @@ class TrainSettings(Section):
 
     @model_validator(mode="after")
     def _stages_fit(self) -> Self:
-        if self.freeze_steps >= self.steps:
+        freeze, warmup, ramp = self.freeze_steps, self.warmup_steps, self.unfreeze_ramp_steps
+        reasons, write = [], []
+        if freeze >= self.steps:
+            reasons.append(f"with freeze_steps {freeze} the backbone would never train")
+            freeze = self.steps // 10
+            write.append(f"freeze_steps: {freeze}")
+        if warmup >= self.steps:
+            reasons.append(f"with warmup_steps {warmup} the learning rate would never be reached")
+            write.append(f"warmup_steps: {self.steps // 20}")
+        if freeze + ramp > self.steps:
+            reasons.append(
+                f"with unfreeze_ramp_steps {ramp} the backbone would never reach its learning rate"
+            )
+            write.append(f"unfreeze_ramp_steps: {(self.steps - freeze) // 10}")
+        if reasons:
             raise ValueError(
-                f"freeze_steps ({self.freeze_steps}) must be under steps ({self.steps}): the backbone would "
-                f"never train; write freeze_steps: {self.steps // 10} (about 1,000 is often enough) or 0"
+                f"steps ({self.steps}) are too few: {', '.join(reasons)}; write {', '.join(write)}, or more steps"
             )
         return self
 

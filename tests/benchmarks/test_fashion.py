@@ -266,7 +266,7 @@ def test_the_subset_is_keyed(source, table, tmp_path):
 @pytest.fixture
 def recipes(data):
     def write(seed):
-        return {arm: fashion.write_recipe(data.parent, arm, seed, steps=5, batch=8) for arm in fashion.ARMS}
+        return {arm: fashion.write_recipe(data.parent, arm, seed, steps=25, batch=8) for arm in fashion.ARMS}
 
     return write
 

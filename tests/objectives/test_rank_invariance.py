@@ -52,7 +52,7 @@ def measure() -> dict[str, Any]:
         "manifest": "m",
         "out": "o",
         "model": {"config": {}},
-        "train": {"steps": 10, "freeze_steps": 0},
+        "train": {"steps": 10, "freeze_steps": 0, "warmup_steps": 0, "unfreeze_ramp_steps": 0},
     }
     factors = {name: factor.role for name, factor in FACTORS.items()}
     objective_settings = {"koleo": {"weight": 0.1, "group_size": 4}, "sigreg": {"directions": 16}}

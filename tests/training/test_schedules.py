@@ -8,6 +8,8 @@ from openfino.training.schedules import Schedules, cosine, linear_ramp
 
 
 def schedules(temperature=None, **train):
+    if "steps" in train:  # the defaults are for long runs
+        train = {"warmup_steps": 0, "unfreeze_ramp_steps": 0, **train}
     return Schedules(TrainSettings(**train), temperature or TemperatureSettings())
 
 
