@@ -19,7 +19,7 @@ class Problem:
     remedy: str
 
     def __str__(self) -> str:
-        return f"{self.where}: {self.what}. {self.remedy}"
+        return f"{self.where}: {self.what}. {self.remedy}".rstrip()
 
 
 class OpenfinoError(Exception):
