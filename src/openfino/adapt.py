@@ -95,9 +95,8 @@ def adapt(
         restore_run(run, tensors, state)
         say(f"resuming at step {run.step} of {recipe.train.steps}", highlight=False)
     if recipe.train.compile:
-        for model in (run.model.student.backbone.model, run.teacher.backbone.model):
-            for layer in model.model.layer:
-                layer.compile()
+        run.model.student.backbone.compile_blocks()
+        run.teacher.backbone.compile_blocks()
 
     # Train.
     def save_model(step: int) -> None:

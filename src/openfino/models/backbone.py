@@ -12,7 +12,7 @@ from transformers import DINOv3ViTConfig, DINOv3ViTModel
 
 from openfino.errors import OpenfinoError
 from openfino.models.channels import expand_channels
-from openfino.models.drop_path import recompute_in_backward
+from openfino.models.drop_path import Recomputed
 
 MIN_MATCHED = 0.99
 
@@ -90,7 +90,15 @@ class Backbone(nn.Module):
     def checkpoint_activations(self) -> None:
         """Recompute each block in the backward pass instead of keeping its activations."""
         for layer in self.model.model.layer:
-            recompute_in_backward(layer)
+            layer.forward = Recomputed(layer)
+
+    def compile_blocks(self) -> None:
+        """Compile each block, within its recomputation if it has one: that cannot be traced."""
+        for layer in self.model.model.layer:
+            if isinstance(layer.forward, Recomputed):
+                layer.forward.inner = torch.compile(layer.forward.inner)
+            else:
+                layer.compile()
 
     def forward(self, pixels: Tensor, masks: Tensor | None = None) -> Tokens:
         """Tokens of ``pixels`` [B, C, H, W]; patches where ``masks`` [B, P] is True become the mask token."""

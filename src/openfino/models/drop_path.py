@@ -5,7 +5,7 @@ drop other samples than one process with the whole batch. Here the draws of a st
 batch from a key, and every process takes the rows that it owns.
 """
 
-from functools import partial
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -69,27 +69,30 @@ def draw_drop_path(model: DINOv3ViTModel, seed: int, rows: Tensor, total_rows: i
         module.branch = 0
 
 
-def recompute_in_backward(layer: nn.Module) -> None:
-    """Let a block keep its input only and compute itself again in the backward pass, with the same draws.
+class Recomputed:
+    """The forward pass of a block that keeps its input only and computes itself again in the backward pass.
 
     A step runs the model twice (global and local crops) before its backward pass, so the draws belong to what is
-    kept: by then the module holds those of the second pass.
+    kept: by then the block's :class:`DropPath` holds those of the second pass.
     """
-    layer.forward = partial(_checkpointed, layer)
 
+    def __init__(self, layer: nn.Module) -> None:
+        self.layer = layer
+        self.inner: Callable[..., Any] = layer.forward
 
-def _checkpointed(layer: nn.Module, *inputs: Any, **options: Any) -> Any:
-    drop_path = layer.drop_path
-    keep = drop_path.keep if isinstance(drop_path, DropPath) else None
-    if not layer.training:
-        return _with_draws(layer, keep, *inputs, **options)
-    return checkpoint(_with_draws, layer, keep, *inputs, use_reentrant=False, **options)
+    def __call__(self, *inputs: Any, **options: Any) -> Any:
+        """The block's output."""
+        if not self.layer.training:
+            return self.inner(*inputs, **options)
+        drop_path = self.layer.drop_path
+        keep = drop_path.keep if isinstance(drop_path, DropPath) else None
+        return checkpoint(self._with_draws, keep, *inputs, use_reentrant=False, **options)
 
-
-def _with_draws(layer: nn.Module, keep: Tensor | None, *inputs: Any, **options: Any) -> Any:
-    if isinstance(layer.drop_path, DropPath):
-        layer.drop_path.keep, layer.drop_path.branch = keep, 0
-    return type(layer).forward(layer, *inputs, **options)
+    def _with_draws(self, keep: Tensor | None, *inputs: Any, **options: Any) -> Any:
+        drop_path = self.layer.drop_path
+        if isinstance(drop_path, DropPath):
+            drop_path.keep, drop_path.branch = keep, 0
+        return self.inner(*inputs, **options)
 
 
 def _modules(model: DINOv3ViTModel) -> list[DropPath]:
