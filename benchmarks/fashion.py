@@ -344,7 +344,7 @@ def main() -> None:
     parser.add_argument("--overwrite", action="store_true", help="replace an earlier benchmark in OUT")
     parser.add_argument("--train", type=int, default=3000, help="train images")
     parser.add_argument("--test", type=int, default=1000, help="images in each test split")
-    parser.add_argument("--steps", type=int, default=250)
+    parser.add_argument("--steps", type=int, default=150)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--seeds", type=int, default=3)
     # The two runs side by side have a core each, the linear probes too.
