@@ -10,14 +10,18 @@ import argparse
 import json
 import statistics
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from openfino.adapt import build_run
 from openfino.distributed import World
 from openfino.factors.batch import FactorBatch
 from openfino.images.loader import ViewBatch
+from openfino.images.photometric import CropKind, draw_parameters
+from openfino.keyed import keyed_generator
 from openfino.models.backbone import random_backbone
 from openfino.objectives.guidance.guidance import GuidedFactor
 from openfino.recipe import Recipe, build_recipe
@@ -119,9 +123,23 @@ def draw_batch(recipe: Recipe, step: int) -> ViewBatch:
         global_crops=crops(2, views.global_size),
         local_crops=crops(views.local_count, views.local_size),
         masks=masks.view(2, images, patches),
-        photometric={"global": {}, "local": {}},
+        photometric={
+            "global": photometric(("global_1", "global_2"), images, step),
+            "local": photometric(("local",) * views.local_count, images, step),
+        },
         unreadable=[],
     )
+
+
+def photometric(kinds: Sequence[CropKind], images: int, step: int) -> dict[str, torch.Tensor]:
+    """Parameters of the natural preset for every crop, name -> [crops, images, ...]."""
+    rng = keyed_generator(step, len(kinds))
+    channels = ["red", "green", "blue"]
+    drawn = [[draw_parameters(rng, "natural", kind, channels, None) for _ in range(images)] for kind in kinds]
+    return {
+        name: torch.from_numpy(np.stack([[one[name] for one in row] for row in drawn]).astype(np.float32))
+        for name in drawn[0][0]
+    }
 
 
 def timed_step(run: Run, batch: ViewBatch, device: torch.device) -> float:
