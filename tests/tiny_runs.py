@@ -13,7 +13,8 @@ from rich.console import Console
 
 from conftest import TINY
 from openfino.adapt import adapt
-from openfino.recipe import build_recipe, merge
+from openfino.recipe import build_recipe
+from openfino.settings_layers import merge
 
 HEAD = {"prototypes": 16, "hidden": 32, "bottleneck": 16}
 SETTINGS = {
