@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: install demo test lint format bench-fashion clean
+.PHONY: install demo test lint format fidelity bench-fashion clean
 install: $(STAMP)
 
 # The constraints pin the tested set: an open range would fetch gigabytes of CUDA packages.
@@ -27,6 +27,9 @@ lint: install
 format: install
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+fidelity: install
+	$(BIN)/python tests/fidelity/page.py
 
 bench-fashion: install
 	$(BIN)/python benchmarks/fashion.py --overwrite

@@ -1,0 +1,3 @@
+"""Importing this fills :data:`comparisons.COMPONENTS`, in the order of the page."""
+
+import fidelity_objectives  # noqa: F401
