@@ -9,7 +9,7 @@ import yaml
 
 from openfino.errors import OpenfinoError
 
-PRESETS = ("paper", "small")
+PRESETS = ("paper", "small", "authors")
 
 Settings = dict[str, Any]
 

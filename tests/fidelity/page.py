@@ -9,8 +9,8 @@ from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
 
-import all_components  # noqa: F401
-from comparisons import COMPONENTS, Component, agreements
+import all_components  # noqa: E402, F401
+from comparisons import COMPONENTS, Component, agreements  # noqa: E402
 
 PAGE = Path(__file__).parents[2] / "docs" / "fidelity.md"
 SMALLEST = 1e-7  # a row never claims more than float32 can hold

@@ -24,7 +24,7 @@ class Recipe(Section):
 
     manifest: Path
     out: Path
-    preset: Literal["paper", "small"] = "paper"
+    preset: Literal["paper", "small", "authors"] = "paper"
     seed: Count = 0
     train_split: list[str] | Literal["all"] | None = None
     """Values of ``probe.split`` whose rows train, or ``all`` rows.
