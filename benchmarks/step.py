@@ -22,7 +22,7 @@ from openfino.factors.batch import FactorBatch
 from openfino.images.loader import ViewBatch
 from openfino.images.photometric import CropKind, draw_parameters
 from openfino.keyed import keyed_generator
-from openfino.models.backbone import random_backbone
+from openfino.models.loading import random_backbone
 from openfino.objectives.guidance.guidance import GuidedFactor
 from openfino.recipe import Recipe, build_recipe
 from openfino.training.loop import Run, train

@@ -7,7 +7,7 @@ import torch
 import openfino.prober
 from openfino.images.preprocess import Preprocessing
 from openfino.manifest import read_manifest
-from openfino.models.backbone import random_backbone
+from openfino.models.loading import random_backbone
 from openfino.models.store import load_model
 from openfino.prober import Prober
 from openfino.recipe import build_recipe

@@ -6,7 +6,7 @@ import polars as pl
 from conftest import TINY
 from openfino.images.preprocess import Preprocessing
 from openfino.manifest import read_manifest
-from openfino.models.backbone import random_backbone
+from openfino.models.loading import random_backbone
 from openfino.models.store import LoadedModel
 
 

@@ -19,10 +19,10 @@ from openfino.factors.encode import EncodedFactor, Vocabulary, load_vocabularies
 from openfino.images.loader import build_loader
 from openfino.images.preprocess import Preprocessing
 from openfino.keyed import Purpose, keyed_seed
-from openfino.models.backbone import Backbone, LoadReport, fit_channels, pretrained_backbone, random_backbone
-from openfino.models.drop_path import install_drop_path
+from openfino.models.backbone import Backbone
 from openfino.models.ema import make_teacher
 from openfino.models.licence import licence_of
+from openfino.models.loading import LoadReport, fit_channels, pretrained_backbone, random_backbone
 from openfino.models.store import model_folder, quiet_transformers, save_backbone
 from openfino.objectives.guidance.guidance import GuidedFactor
 from openfino.objectives.objective import build_objective
@@ -184,7 +184,7 @@ def build_run(
     world: World,
 ) -> Run:
     """Student, teacher, objective and optimizer, with every random weight drawn from the recipe's seed."""
-    install_drop_path(backbone.model, recipe.train.drop_path)
+    backbone.install_drop_path(recipe.train.drop_path)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(keyed_seed(recipe.seed, Purpose.INIT, 1))
         student = Student(backbone, recipe.objective)

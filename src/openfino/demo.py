@@ -24,7 +24,7 @@ from openfino.errors import InputProblemsError, OpenfinoError
 from openfino.export import export_huggingface
 from openfino.images.preprocess import Preprocessing
 from openfino.keyed import Purpose, keyed_seed
-from openfino.models.backbone import random_backbone
+from openfino.models.loading import random_backbone
 from openfino.models.store import save_backbone
 from openfino.report.demo_page import write_demo_page
 from openfino.runfolder import claim_workspace

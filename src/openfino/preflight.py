@@ -23,7 +23,7 @@ from openfino.factors.spec import FactorSpec, resolve_specs
 from openfino.images.check import check_manifest
 from openfino.images.read import count_channels
 from openfino.manifest import Manifest, read_manifest
-from openfino.models.backbone import backbone_config
+from openfino.models.loading import backbone_config
 from openfino.models.store import model_folder
 from openfino.recipe import GivenNormalization, Recipe
 

@@ -2,8 +2,8 @@ import pytest
 import torch
 
 from golden_data import golden_cases
-from openfino.models.backbone import random_backbone
 from openfino.models.channels import expand_channels, expand_filters
+from openfino.models.loading import random_backbone
 
 
 def naive(filters, channels):
@@ -47,7 +47,7 @@ def test_what_is_no_patch_filter_is_refused():
 def test_a_model_is_expanded_with_its_configuration(tiny_config):
     backbone = random_backbone(tiny_config, 3, seed=0)
     bias = backbone.model.embeddings.patch_embeddings.bias.clone()
-    expand_channels(backbone.model, 5)
+    expand_channels(backbone, 5)
     assert backbone.channels == 5
     assert torch.equal(backbone.model.embeddings.patch_embeddings.bias, bias)
     assert backbone(torch.randn(2, 5, 32, 32)).cls.shape == (2, 32)

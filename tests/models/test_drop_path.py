@@ -1,14 +1,14 @@
 import pytest
 import torch
 
-from openfino.models.backbone import random_backbone
-from openfino.models.drop_path import DropPath, draw_drop_path, install_drop_path
+from openfino.models.drop_path import DropPath, draw_drop_path
+from openfino.models.loading import random_backbone
 
 
 @pytest.fixture
 def backbone(tiny_config):
     backbone = random_backbone(tiny_config, 3, seed=0)
-    install_drop_path(backbone.model, 0.5)
+    backbone.install_drop_path(0.5)
     return backbone.train()
 
 
@@ -23,8 +23,10 @@ def test_a_branch_is_kept_or_dropped_sample_by_sample():
 
 
 def test_the_mean_of_the_draws_is_one(backbone):
-    draw_drop_path(backbone.model, seed=1, rows=torch.arange(4000), total_rows=4000)
-    for layer in backbone.model.model.layer:
+    draw_drop_path(
+        backbone.blocks, seed=1, rows=torch.arange(4000), total_rows=4000, device=torch.device("cpu")
+    )
+    for layer in backbone.blocks:
         keep = layer.drop_path.keep
         assert set(keep.unique().tolist()) == {0.0, 2.0}
         assert keep.mean().item() == pytest.approx(1.0, abs=0.1)
@@ -39,7 +41,7 @@ def test_half_the_batch_draws_half_the_numbers(backbone):
 
 
 def run(backbone, images, rows):
-    draw_drop_path(backbone.model, seed=7, rows=rows, total_rows=6)
+    draw_drop_path(backbone.blocks, seed=7, rows=rows, total_rows=6, device=torch.device("cpu"))
     return backbone(images).cls
 
 
@@ -51,7 +53,9 @@ def test_checkpointed_activations_draw_the_same(backbone):
         if checkpointing:
             backbone.checkpoint_activations()
         backbone.zero_grad()
-        draw_drop_path(backbone.model, seed=3, rows=torch.arange(4), total_rows=4)
+        draw_drop_path(
+            backbone.blocks, seed=3, rows=torch.arange(4), total_rows=4, device=torch.device("cpu")
+        )
         backbone(images).cls.square().sum().backward()
         gradients.append(backbone.model.embeddings.patch_embeddings.weight.grad.clone())
     torch.testing.assert_close(*gradients)
@@ -59,7 +63,7 @@ def test_checkpointed_activations_draw_the_same(backbone):
 
 def test_all_blocks_share_one_copy_of_the_draws(backbone):
     """A copy for each block would make a GPU's host wait as many times."""
-    draw_drop_path(backbone.model, seed=1, rows=torch.arange(5), total_rows=5)
-    first, second = (layer.drop_path.keep for layer in backbone.model.model.layer)
+    draw_drop_path(backbone.blocks, seed=1, rows=torch.arange(5), total_rows=5, device=torch.device("cpu"))
+    first, second = (layer.drop_path.keep for layer in backbone.blocks)
     assert first.untyped_storage().data_ptr() == second.untyped_storage().data_ptr()
     assert first.shape == (2, 5, 1, 1)

@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from openfino.models.backbone import random_backbone
 from openfino.models.head import ProjectionHead
+from openfino.models.loading import random_backbone
 from openfino.recipe import HeadSettings, TrainSettings
 from openfino.training.optimizer import (
     backbone_groups,

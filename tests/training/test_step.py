@@ -3,8 +3,7 @@ import copy
 import pytest
 import torch
 
-from openfino.models.backbone import random_backbone
-from openfino.models.drop_path import install_drop_path
+from openfino.models.loading import random_backbone
 from openfino.objectives.objective import build_objective
 from openfino.recipe import build_recipe
 from openfino.training.step import Piece, Student, TrainableModel, teacher_targets
@@ -17,7 +16,7 @@ def make_model(tiny_config, drop_path):
     """A model in training, the same each time."""
     recipe = build_recipe(tiny_settings("m.csv", "out", factors={}))
     backbone = random_backbone(tiny_config, 3, seed=0)
-    install_drop_path(backbone.model, drop_path)
+    backbone.install_drop_path(drop_path)
     torch.manual_seed(0)
     student = Student(backbone, recipe.objective)
     objective = build_objective(recipe, {}, backbone.embed_dim)

@@ -1,20 +1,16 @@
-"""The backbone: a Hugging Face ``DINOv3ViTModel`` behind one call that names its tokens."""
+"""What every backbone is: images in, named tokens out, and the places that training must find.
 
-import dataclasses
-from collections.abc import Mapping
+One file per family (``dinov3.py`` ...) says where its transformers model keeps them; :mod:`openfino.models.families`
+lists the families and :mod:`openfino.models.loading` opens weights.
+"""
+
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import DINOv3ViTConfig, DINOv3ViTModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
-from openfino.errors import OpenfinoError
-from openfino.models.channels import expand_channels
-from openfino.models.drop_path import Recomputed
-
-MIN_MATCHED = 0.99
+from openfino.models.drop_path import DropPath, Recomputed
 
 
 @dataclass(frozen=True)
@@ -30,45 +26,32 @@ class Tokens:
     patches: Tensor
 
 
-@dataclass(frozen=True)
-class LoadReport:
-    """What became of every parameter when the weights were loaded."""
-
-    source: str
-    matched: int
-    total: int
-    missing: list[str]
-    unexpected: list[str]
-    reshaped: list[str]
-
-    @property
-    def fraction(self) -> float:
-        """Matched share of the model's parameters."""
-        return self.matched / max(self.total, 1)
-
-    def __str__(self) -> str:
-        lines = [
-            f"weights from {self.source}: {self.matched:,} of {self.total:,} parameters matched "
-            f"({self.fraction:.2%}), {len(self.missing)} tensors missing, {len(self.unexpected)} unexpected, "
-            f"{len(self.reshaped)} reshaped"
-        ]
-        for title in ("missing", "unexpected", "reshaped"):
-            names = getattr(self, title)
-            if names:
-                shown = ", ".join(names[:5]) + (f" ... and {len(names) - 5} more" if len(names) > 5 else "")
-                lines.append(f"  {title}: {shown}")
-        return "\n".join(lines)
-
-
 class Backbone(nn.Module):
-    """A vision transformer that takes [B, C, H, W] images and, in training, a mask of patches."""
+    """A vision model that takes [B, C, H, W] images and, in training, a mask of patches.
 
-    def __init__(self, model: DINOv3ViTModel) -> None:
+    A family gives the four places below and ``forward``; parameter names start with ``model.``, as the transformers
+    model has them.
+    """
+
+    family: str
+    """As in ``model_type`` of the configuration."""
+    can_mask = True
+    """Whether hidden patches really stay unseen (a convolution looks past its own patch)."""
+    branches = 2
+    """Residual branches of a block that its drop path serves, in the order in which they run."""
+    blocks_name: str
+    """Where the blocks are, as a dotted name below ``model``."""
+    patch_embedding_name: str
+    """Where the convolution is that reads the pixels, as a dotted name below ``model``."""
+    embeddings_name: str
+    """Everything below this dotted name, and below ``model``, comes before the first block."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
         super().__init__()
         self.model = model
 
     @property
-    def config(self) -> DINOv3ViTConfig:
+    def config(self) -> PreTrainedConfig:
         """The Hugging Face configuration."""
         return self.model.config
 
@@ -80,101 +63,72 @@ class Backbone(nn.Module):
     @property
     def channels(self) -> int:
         """C."""
-        return int(self.config.num_channels)
+        return int(self.patch_embedding.in_channels)
 
     @property
     def patch_size(self) -> int:
-        """Side of a patch in pixels."""
-        return int(self.config.patch_size)  # type: ignore[arg-type]
+        """Side in pixels of what one patch token stands for."""
+        return int(self.config.patch_size)
+
+    @property
+    def registers(self) -> int:
+        """R, the number of register tokens."""
+        return int(getattr(self.config, "num_register_tokens", 0))
+
+    @property
+    def blocks(self) -> nn.ModuleList:
+        """The residual blocks, first to last."""
+        blocks = self.model.get_submodule(self.blocks_name)
+        assert isinstance(blocks, nn.ModuleList)
+        return blocks
+
+    @property
+    def patch_embedding(self) -> nn.Conv2d:
+        """The convolution that reads the pixels."""
+        convolution = self.model.get_submodule(self.patch_embedding_name)
+        assert isinstance(convolution, nn.Conv2d)
+        return convolution
+
+    def replace_patch_embedding(self, convolution: nn.Conv2d) -> None:
+        """Put another convolution in its place, and its channel count into the configuration."""
+        self.model.set_submodule(self.patch_embedding_name, convolution)
+        self.config.num_channels = convolution.in_channels
+
+    def is_patch_embedding(self, name: str) -> bool:
+        """Whether ``name`` (of a parameter of this module) belongs to the patch embedding."""
+        return name.startswith(f"model.{self.patch_embedding_name}.")
+
+    def layer_of(self, name: str) -> int:
+        """Depth of a parameter: 0 before the blocks, i + 1 in block i, L + 1 after them."""
+        blocks = f"model.{self.blocks_name}."
+        if name.startswith(blocks):
+            return int(name.removeprefix(blocks).split(".")[0]) + 1
+        return 0 if name.startswith(f"model.{self.embeddings_name}.") else len(self.blocks) + 1
+
+    def install_drop_path(self, rate: float) -> None:
+        """Give every block a :class:`DropPath`; a constant rate over depth, as DINOv3 does."""
+        for block in self.blocks:
+            block.drop_path = DropPath(rate, self.branches) if rate > 0 else nn.Identity()
 
     def checkpoint_activations(self) -> None:
         """Recompute each block in the backward pass instead of keeping its activations."""
-        for layer in self.model.model.layer:
-            layer.forward = Recomputed(layer)
+        for block in self.blocks:
+            block.forward = Recomputed(block)
 
     def compile_blocks(self) -> None:
         """Compile each block, within its recomputation if it has one: that cannot be traced."""
-        for layer in self.model.model.layer:
-            if isinstance(layer.forward, Recomputed):
-                layer.forward.inner = torch.compile(layer.forward.inner)
+        for block in self.blocks:
+            if isinstance(block.forward, Recomputed):
+                block.forward.inner = torch.compile(block.forward.inner)
             else:
-                layer.compile()
+                block.compile()
 
-    def forward(self, pixels: Tensor, masks: Tensor | None = None) -> Tokens:
-        """Tokens of ``pixels`` [B, C, H, W]; patches where ``masks`` [B, P] is True become the mask token."""
-        hidden = self.model(pixel_values=pixels, bool_masked_pos=masks).last_hidden_state
-        first_patch = 1 + int(self.config.num_register_tokens)
-        return Tokens(hidden[:, 0], hidden[:, 1:first_patch], hidden[:, first_patch:])
+    def forward(self, pixels: Tensor, masks: Tensor | None = None, *, local: bool = False) -> Tokens:
+        """Tokens of an image.
 
-
-def backbone_config(settings: Mapping[str, Any], channels: int) -> DINOv3ViTConfig:
-    """A configuration for random weights.
-
-    Raises:
-        OpenfinoError: for a key that ``DINOv3ViTConfig`` does not know, or sizes that do not fit together.
-    """
-    known = {field.name for field in dataclasses.fields(DINOv3ViTConfig)}
-    unknown = sorted(set(settings) - known)
-    if unknown:
-        raise OpenfinoError(f"model.config: DINOv3ViTConfig does not know {', '.join(unknown)}")
-    config = DINOv3ViTConfig(**{**settings, "num_channels": channels})
-    if (
-        config.hidden_size % config.num_attention_heads
-        or config.hidden_size // config.num_attention_heads % 4
-    ):
-        raise OpenfinoError(
-            f"model.config: hidden_size {config.hidden_size} over {config.num_attention_heads} attention heads "
-            "must give a head dimension divisible by 4 (rotary positions use two axes of pairs)"
-        )
-    return config
-
-
-def random_backbone(settings: Mapping[str, Any], channels: int, seed: int) -> Backbone:
-    """A backbone with random weights that depend on ``seed`` alone."""
-    config = backbone_config(settings, channels)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return Backbone(DINOv3ViTModel(config).float().eval())
-
-
-def pretrained_backbone(source: str, *, allow_partial: bool = False) -> tuple[Backbone, LoadReport]:
-    """Load a backbone from a Hugging Face hub name or folder, in float32, with its own channel count.
-
-    Raises:
-        OpenfinoError: if nothing is there, if it is no DINOv3 ViT, or if under 99 % of the parameters matched.
-    """
-    try:
-        config = DINOv3ViTConfig.from_pretrained(source)
-        loaded: Any = DINOv3ViTModel.from_pretrained(
-            source, config=config, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True
-        )
-    except (OSError, ValueError) as error:
-        kind = "folder" if Path(source).is_dir() else "hub name or folder"
-        raise OpenfinoError(
-            f"model.source: cannot load {source!r} as a DINOv3 vision transformer from this {kind}: {error}"
-        ) from None
-    model, info = loaded
-    # A mismatched tensor is listed as (name, shape there, shape here) and keeps its random values: not a match.
-    mismatched = sorted(str(item[0]) for item in info.get("mismatched_keys", ()))
-    missing = sorted({*map(str, info["missing_keys"]), *mismatched})
-    sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
-    lost = sum(sizes.get(name, 0) for name in missing)
-    total = sum(sizes.values())
-    unexpected = sorted(map(str, info["unexpected_keys"]))
-    report = LoadReport(source, total - lost, total, missing, unexpected, [])
-    if report.fraction < MIN_MATCHED and not allow_partial:
-        raise OpenfinoError(
-            f"{report}\nUnder {MIN_MATCHED:.0%} of the parameters matched: this is not the model that its "
-            "configuration describes. Mend the source, or set model.allow_partial: true"
-        )
-    return Backbone(model.eval()), report
-
-
-def fit_channels(backbone: Backbone, report: LoadReport, channels: int) -> LoadReport:
-    """Expand the patch embedding to ``channels`` where it differs, and say so in the report."""
-    old = backbone.channels
-    if channels == old:
-        return report
-    expand_channels(backbone.model, channels)
-    note = f"embeddings.patch_embeddings.weight ({old} -> {channels} channels)"
-    return dataclasses.replace(report, reshaped=[*report.reshaped, note])
+        Args:
+            pixels: [B, C, H, W], H and W multiples of the patch size.
+            masks: bool [B, P]; patches where it is True become the mask token.
+            local: whether these are local crops, for which some models keep a norm of their own in training.
+        """
+        raise NotImplementedError

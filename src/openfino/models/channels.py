@@ -2,7 +2,8 @@
 
 import torch
 from torch import Tensor, nn
-from transformers import DINOv3ViTModel
+
+from openfino.models.backbone import Backbone
 
 
 def expand_filters(filters: Tensor, channels: int) -> Tensor:
@@ -26,12 +27,11 @@ def expand_filters(filters: Tensor, channels: int) -> Tensor:
     return torch.cat([kept, added], dim=1) * (old / channels)
 
 
-def expand_channels(model: DINOv3ViTModel, channels: int) -> None:
-    """Replace the patch embedding of ``model`` in place by one for ``channels`` inputs."""
-    old = model.embeddings.patch_embeddings
+def expand_channels(backbone: Backbone, channels: int) -> None:
+    """Replace the patch embedding of ``backbone`` in place by one for ``channels`` inputs."""
+    old = backbone.patch_embedding
     new = nn.Conv2d(channels, old.out_channels, old.kernel_size, old.stride, bias=old.bias is not None)  # type: ignore[arg-type]
     new.weight.data = expand_filters(old.weight.data, channels)
     if old.bias is not None and new.bias is not None:
         new.bias.data = old.bias.data.clone()
-    model.embeddings.patch_embeddings = new
-    model.config.num_channels = channels
+    backbone.replace_patch_embedding(new)

@@ -11,20 +11,23 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-from transformers import DINOv3ViTModel
 
 from openfino.distributed import to_device
 
-BRANCHES = 2  # attention and feed-forward: one module serves both, in this order
-
 
 class DropPath(nn.Module):
-    """Multiplies a residual branch [rows, tokens, D] by 0 or 1 / (1 - rate), sample by sample."""
+    """Multiplies a residual branch [rows, tokens, D] by 0 or 1 / (1 - rate), sample by sample.
 
-    def __init__(self, rate: float) -> None:
+    Args:
+        rate: probability of dropping a branch.
+        branches: how many branches of a block it serves, one after the other (attention, then feed-forward).
+    """
+
+    def __init__(self, rate: float, branches: int = 2) -> None:
         super().__init__()
         self.rate = rate
-        self.keep: Tensor | None = None  # [BRANCHES, rows, 1, 1]
+        self.branches = branches
+        self.keep: Tensor | None = None  # [branches, rows, 1, 1]
         self.branch = 0
 
     def forward(self, hidden: Tensor) -> Tensor:
@@ -32,7 +35,7 @@ class DropPath(nn.Module):
         if not self.training or self.keep is None:
             return hidden
         keep = self.keep[self.branch]
-        self.branch = (self.branch + 1) % BRANCHES
+        self.branch = (self.branch + 1) % self.branches
         return hidden * keep.to(hidden.dtype)
 
     def extra_repr(self) -> str:
@@ -40,30 +43,28 @@ class DropPath(nn.Module):
         return f"rate={self.rate}"
 
 
-def install_drop_path(model: DINOv3ViTModel, rate: float) -> None:
-    """Give every block of ``model`` a :class:`DropPath`; a constant rate over depth, as DINOv3 does."""
-    for layer in model.model.layer:
-        layer.drop_path = DropPath(rate) if rate > 0 else nn.Identity()
-
-
-def draw_drop_path(model: DINOv3ViTModel, seed: int, rows: Tensor, total_rows: int) -> None:
+def draw_drop_path(
+    blocks: nn.ModuleList, seed: int, rows: Tensor, total_rows: int, device: torch.device
+) -> None:
     """Set the draws of one forward pass.
 
     Args:
-        model: a model with :func:`install_drop_path` applied.
+        blocks: of a backbone with drop path installed.
         seed: key of this forward pass, equal on all ranks.
         rows: which rows of the global batch this pass holds, in order, int64 [n].
         total_rows: rows of the global batch.
+        device: of the model.
     """
-    modules = _modules(model)
+    modules = [block.drop_path for block in blocks if isinstance(block.drop_path, DropPath)]
     if not modules:
         return
     generator = torch.Generator().manual_seed(seed)
-    uniform = torch.rand(len(modules), BRANCHES, total_rows, generator=generator)[:, :, rows.cpu()]
+    branches = modules[0].branches
+    uniform = torch.rand(len(modules), branches, total_rows, generator=generator)[:, :, rows.cpu()]
     rates = torch.tensor([module.rate for module in modules])[:, None, None]
     keep = (uniform >= rates).float() / (1 - rates)
     # One copy for all blocks.
-    keep = to_device(keep[..., None, None], model.embeddings.cls_token.device)
+    keep = to_device(keep[..., None, None], device)
     for module, own in zip(modules, keep, strict=True):
         module.keep = own
         module.branch = 0
@@ -93,7 +94,3 @@ class Recomputed:
         if isinstance(drop_path, DropPath):
             drop_path.keep, drop_path.branch = keep, 0
         return self.inner(*inputs, **options)
-
-
-def _modules(model: DINOv3ViTModel) -> list[DropPath]:
-    return [layer.drop_path for layer in model.model.layer if isinstance(layer.drop_path, DropPath)]

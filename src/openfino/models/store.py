@@ -16,7 +16,8 @@ from transformers.utils import logging as hf_logging
 
 from openfino.errors import OpenfinoError
 from openfino.images.preprocess import Preprocessing
-from openfino.models.backbone import Backbone, pretrained_backbone
+from openfino.models.backbone import Backbone
+from openfino.models.loading import pretrained_backbone
 
 SIDECAR = "openfino.json"
 FORMAT = 1

@@ -32,19 +32,14 @@ def decays(name: str, parameter: Tensor) -> bool:
 
 def backbone_groups(backbone: Backbone, train: TrainSettings) -> Mapping[str, GroupKey]:
     """Group of every parameter: decay^(L + 1 - id), id 0 for embeddings, i + 1 for block i, L + 1 for the norm."""
-    depth = int(backbone.config.num_hidden_layers)
+    depth = len(backbone.blocks)
     groups = {}
     for name, parameter in backbone.named_parameters():
-        if "embeddings" in name:
-            layer = 0
-        elif ".layer." in name:
-            layer = int(name.split(".layer.")[1].split(".")[0]) + 1
-        else:
-            layer = depth + 1
-        multiplier = train.layer_decay ** (depth + 1 - layer)
-        if "patch_embeddings" in name:
+        multiplier = train.layer_decay ** (depth + 1 - backbone.layer_of(name))
+        reads_pixels = backbone.is_patch_embedding(name)
+        if reads_pixels:
             multiplier *= train.patch_embedding_lr
-        groups[name] = GroupKey(multiplier, decays(name, parameter), backbone="patch_embeddings" not in name)
+        groups[name] = GroupKey(multiplier, decays(name, parameter), backbone=not reads_pixels)
     return groups
 
 
@@ -98,19 +93,18 @@ def freeze_for_stage(backbone: Backbone, train: TrainSettings, *, stage_one: boo
     Stage 1: the patch embedding only. Stage 2: everything, or the patch embedding, the last
     ``trainable_blocks`` blocks and the final norm.
     """
-    depth = int(backbone.config.num_hidden_layers)
+    depth = len(backbone.blocks)
     first = 0 if train.trainable_blocks is None else depth - train.trainable_blocks
     for name, parameter in backbone.named_parameters():
-        if "patch_embeddings" in name:
+        layer = backbone.layer_of(name)
+        if backbone.is_patch_embedding(name):
             trains = True
         elif stage_one:
             trains = False
-        elif ".layer." in name:
-            trains = int(name.split(".layer.")[1].split(".")[0]) >= first
-        elif "embeddings" in name:
+        elif layer == 0:
             trains = train.trainable_blocks is None
         else:
-            trains = True
+            trains = layer > first
         parameter.requires_grad_(trains)
 
 

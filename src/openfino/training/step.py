@@ -75,10 +75,12 @@ class Targets:
     cls: Tensor  # [V, B, D]
 
 
-def encode_views(backbone: Backbone, views: Tensor, masks: Tensor | None = None) -> Tokens:
+def encode_views(
+    backbone: Backbone, views: Tensor, masks: Tensor | None = None, *, local: bool = False
+) -> Tokens:
     """Tokens of ``views`` [V, B, C, H, W] with the same two leading dimensions."""
     crops, images = views.shape[:2]
-    tokens = backbone(views.flatten(0, 1), None if masks is None else masks.flatten(0, 1))
+    tokens = backbone(views.flatten(0, 1), None if masks is None else masks.flatten(0, 1), local=local)
     return Tokens(
         *(part.unflatten(0, (crops, images)) for part in (tokens.cls, tokens.registers, tokens.patches))
     )
@@ -140,7 +142,9 @@ class TrainableModel(nn.Module):
         logits, bottleneck = student.dino_head(tokens.cls)
         if piece.local_views.shape[0]:
             self._draw_drop_path(piece, piece.local_views.shape[0], group=1)
-            local_logits = student.dino_head(encode_views(student.backbone, piece.local_views).cls)[0]
+            local_logits = student.dino_head(
+                encode_views(student.backbone, piece.local_views, local=True).cls
+            )[0]
         else:
             local_logits = logits[:0]
         return Views(
@@ -164,4 +168,5 @@ class TrainableModel(nn.Module):
     def _draw_drop_path(self, piece: Piece, crops: int, group: int) -> None:
         rows = torch.arange(crops)[:, None] * piece.batch_size + piece.slots[None]
         seed = keyed_seed(self.seed, Purpose.MODEL, piece.step, 1 + group)
-        draw_drop_path(self.student.backbone.model, seed, rows.flatten(), crops * piece.batch_size)
+        blocks, device = self.student.backbone.blocks, piece.global_views.device
+        draw_drop_path(blocks, seed, rows.flatten(), crops * piece.batch_size, device)

@@ -3,8 +3,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from openfino.errors import OpenfinoError
-from openfino.models.backbone import backbone_config, fit_channels, pretrained_backbone, random_backbone
 from openfino.models.ema import make_teacher, update_teacher
+from openfino.models.loading import backbone_config, fit_channels, pretrained_backbone, random_backbone
 from openfino.models.store import quiet_transformers
 
 
