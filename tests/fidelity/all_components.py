@@ -1,3 +1,4 @@
 """Importing this fills :data:`comparisons.COMPONENTS`, in the order of the page."""
 
+import fidelity_gram  # noqa: F401
 import fidelity_objectives  # noqa: F401

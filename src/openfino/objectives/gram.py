@@ -1,0 +1,62 @@
+"""Gram anchoring: the student keeps the patch similarities of a teacher whose dense features are clean.
+
+DINOv3 paper section 4.2 and 4.3, dinov3.md 2.6. Only the matrix of similarities between patches is held, so the
+features themselves remain free to move and the teacher may have another width.
+"""
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+Negatives = Literal["keep", "drop", "drop_teacher"]
+
+
+def gram_loss(
+    student: Tensor,
+    teacher: Tensor,
+    *,
+    normalise: bool = True,
+    per_image: bool = True,
+    negatives: Negatives = "keep",
+) -> Tensor:
+    """Mean of the squared differences between the Gram matrices of two sets of patches.
+
+    The paper writes the squared Frobenius norm, the sum; its weight 2 belongs to the mean over the entries of all
+    matrices (dinov3.md section 10, item 5), which is what this is. Float32 is kept inside autocast.
+
+    Args:
+        student: patch features [crops, P, D], or [M, D] for one matrix over all rows.
+        teacher: of the same patches [crops, P, D'] or [M, D']; D' may differ from D.
+        normalise: put every patch on the unit sphere, so that the matrices hold cosines.
+        per_image: compare patches of the same crop only; else one matrix over the patches of all crops.
+        negatives: what becomes of negative similarities. ``keep``: compared like others. ``drop``: zero on both
+            sides, so that only the positive part of each is compared. ``drop_teacher``: zero on the teacher's side;
+            the student's are kept and pulled to zero. (That is how the authors' option ``remove_only_teacher_neg``
+            behaves, although it also means to zero those of the student where both are negative.)
+
+    Returns:
+        A scalar with gradient to ``student``.
+
+    Raises:
+        ValueError: if the two do not hold the same number of patches.
+    """
+    if student.shape[:-1] != teacher.shape[:-1]:
+        raise ValueError(f"Gram: patches {list(student.shape)} and {list(teacher.shape)} do not correspond")
+    with torch.autocast(student.device.type, enabled=False):
+        own, target = (_gram(side, normalise, per_image) for side in (student, teacher))
+        if negatives != "keep":
+            target = target.clamp(min=0)
+        if negatives == "drop":
+            own = own.clamp(min=0)
+        return F.mse_loss(own, target)
+
+
+def _gram(patches: Tensor, normalise: bool, per_image: bool) -> Tensor:
+    """[crops, P, D] -> [crops, P, P], or [crops P, crops P] when crops are not kept apart."""
+    if normalise:
+        patches = F.normalize(patches, dim=-1)
+    if not per_image:
+        patches = patches.reshape(-1, patches.shape[-1])
+    return patches @ patches.mT
