@@ -40,7 +40,8 @@ def make_piece(local_count, step=0):
 
 
 def gradients(model, piece):
-    targets = teacher_targets(copy.deepcopy(model.student).eval(), [piece], temperature=0.07, iterations=3)
+    teacher = copy.deepcopy(model.student).eval()
+    targets = teacher_targets(teacher, [piece], temperature=0.07, centering=model.objective.centering)
     total, _ = model(piece, targets[0])
     total.backward()
     return {name: parameter.grad for name, parameter in model.named_parameters()}

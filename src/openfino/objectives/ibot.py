@@ -7,6 +7,25 @@ from torch.nn import functional as F
 from openfino.objectives.base import Term, Views
 
 
+def weighted_patch_cross_entropy(
+    student_logits: Tensor, teacher_probs: Tensor, weights: Tensor, images: int, temperature: float
+) -> Tensor:
+    """Weighted sum of the cross-entropies of single patches, over the number of images.
+
+    Args:
+        student_logits: [M, J].
+        teacher_probs: their targets [M, J].
+        weights: of each patch [M].
+        images: what the sum is divided by.
+        temperature: student temperature.
+
+    Returns:
+        A scalar; a zero that keeps the graph when M = 0.
+    """
+    losses = -(teacher_probs * F.log_softmax(student_logits / temperature, dim=-1)).sum(dim=-1)
+    return (losses * weights).sum() / images
+
+
 def masked_patch_cross_entropy(
     student_logits: Tensor, teacher_probs: Tensor, masks: Tensor, temperature: float
 ) -> Tensor:
@@ -25,8 +44,7 @@ def masked_patch_cross_entropy(
     shares = counts.clamp(min=1).to(student_logits.dtype).reciprocal()
     # The known output size spares the device a wait for the counts.
     weights = torch.repeat_interleave(shares, counts, output_size=student_logits.shape[0])
-    losses = -(teacher_probs * F.log_softmax(student_logits / temperature, dim=-1)).sum(dim=-1)
-    return (losses * weights).sum() / masks.shape[0]
+    return weighted_patch_cross_entropy(student_logits, teacher_probs, weights, masks.shape[0], temperature)
 
 
 class IbotTerm(Term):

@@ -10,15 +10,16 @@ from openfino.objectives.base import Term, Views
 _EPSILON = 1e-8
 
 
-def koleo(embeddings: Tensor, group_size: int | None = None) -> Tensor:
-    """Minus the mean log distance of each embedding, on the unit sphere, to its nearest neighbour.
+def koleo(embeddings: Tensor, group_size: int | None = None, neighbours: int = 1) -> Tensor:
+    """Minus the mean log distance of each embedding, on the unit sphere, to its nearest neighbours.
 
-    The choice of the neighbour has no gradient; the distance has one to both ends.
+    The choice of the neighbours has no gradient; the distance has one to both ends.
 
     Args:
         embeddings: [n, D], normalised here.
         group_size: look for neighbours among this many consecutive rows; a last incomplete group is joined to
             the one before it. All rows when not given.
+        neighbours: of each row; all of its group where that holds fewer.
 
     Returns:
         A scalar; a zero that keeps the graph when a row has no neighbour (one row, or groups of one).
@@ -29,29 +30,55 @@ def koleo(embeddings: Tensor, group_size: int | None = None) -> Tensor:
         return embeddings.sum() * 0.0
     with torch.autocast(embeddings.device.type, enabled=False):
         points = F.normalize(embeddings, dim=-1)
-        neighbours = _nearest(points.detach(), group_size)
-        distances = F.pairwise_distance(points, points[neighbours], eps=_EPSILON)
+        nearest = nearest_rows(points.detach(), group_size, min(neighbours, group_size - 1))
+        distances = F.pairwise_distance(points[:, None], points[nearest], eps=_EPSILON)
         return -(distances + _EPSILON).log().mean()
 
 
-def _nearest(points: Tensor, group_size: int) -> Tensor:
-    """Index of the most similar other row of the same group -> int64 [n]."""
+def nearest_rows(points: Tensor, group_size: int, count: int) -> Tensor:
+    """The ``count`` most similar other rows of each row's group, the nearest first.
+
+    Args:
+        points: unit vectors [n, D].
+        group_size: as in :func:`koleo`, at most n.
+        count: below ``group_size``.
+
+    Returns:
+        Indices int64 [n, count].
+    """
     rows = torch.arange(points.shape[0], device=points.device)
     group = (rows // group_size).clamp(max=points.shape[0] // group_size - 1)
     apart = (group[:, None] != group[None, :]) | (rows[:, None] == rows[None, :])
-    return (points @ points.T).masked_fill(apart, -torch.inf).argmax(dim=1)
+    return (points @ points.T).masked_fill(apart, -torch.inf).topk(count, dim=1).indices
 
 
 class KoleoTerm(Term):
-    """KoLeo of the student CLS of each global crop over the global batch, summed over the crops."""
+    """KoLeo of the student CLS of each global crop over the global batch, summed over the crops.
+
+    Args:
+        weight: of the term.
+        group_size: as in :func:`koleo`.
+        neighbours: as in :func:`koleo`.
+        first_crop_only: leave the other crops out of the sum.
+    """
 
     name = "koleo"
 
-    def __init__(self, weight: float = 0.1, group_size: int | None = None) -> None:
+    def __init__(
+        self,
+        weight: float = 0.1,
+        group_size: int | None = None,
+        *,
+        neighbours: int = 1,
+        first_crop_only: bool = False,
+    ) -> None:
         super().__init__(weight)
         self.group_size = group_size
+        self.neighbours = neighbours
+        self.first_crop_only = first_crop_only
 
     def forward(self, views: Views) -> Tensor:
         """The unweighted value, a float32 scalar, equal on all ranks."""
-        crops = [koleo(gather_rows(crop.float()), self.group_size) for crop in views.global_cls]
+        spread = views.global_cls[:1] if self.first_crop_only else views.global_cls
+        crops = [koleo(gather_rows(crop.float()), self.group_size, self.neighbours) for crop in spread]
         return torch.stack(crops).sum()

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from openfino.errors import OpenfinoError
 from openfino.factors.batch import FactorBatch
 from openfino.objectives.base import Term, Views
+from openfino.objectives.centering import Centering, build_centering
 from openfino.objectives.dino import DinoTerm
 from openfino.objectives.guidance.guidance import Guidance, GuidedFactor
 from openfino.objectives.ibot import IbotTerm
@@ -16,15 +17,17 @@ from openfino.recipe import Recipe
 
 
 class Objective(nn.Module):
-    """A sum of terms.
+    """A sum of terms, and what makes the targets of their teacher.
 
     Args:
         terms: with distinct names; each owns its weight.
+        centering: how the teacher's logits become targets, by head (see :func:`build_centering`).
     """
 
-    def __init__(self, terms: Sequence[Term]) -> None:
+    def __init__(self, terms: Sequence[Term], centering: nn.ModuleDict | None = None) -> None:
         super().__init__()
         self.terms = nn.ModuleDict({term.name: term for term in terms})
+        self.centering = nn.ModuleDict() if centering is None else centering
 
     @property
     def guidance(self) -> Guidance | None:
@@ -52,7 +55,10 @@ class Objective(nn.Module):
         return {name: value for term in self._terms() for name, value in term.metrics().items()}
 
     def commit(self, teacher_cls: Tensor, factors: Mapping[str, FactorBatch]) -> None:
-        """Move the state of guidance after an accepted optimizer step (see :meth:`Guidance.commit`)."""
+        """Move the state of guidance (see :meth:`Guidance.commit`) and of centring after an accepted optimizer step."""
+        for centering in self.centering.values():
+            assert isinstance(centering, Centering)
+            centering.commit()
         if self.guidance is not None:
             self.guidance.commit(teacher_cls, factors)
 
@@ -73,15 +79,26 @@ def build_objective(recipe: Recipe, guided_factors: Mapping[str, GuidedFactor], 
     """
     settings = recipe.objective
     terms: list[Term] = [
-        DinoTerm(settings.dino.weight, settings.dino.student_temperature, settings.dino.local_weight),
+        DinoTerm(
+            settings.dino.weight,
+            settings.dino.student_temperature,
+            settings.dino.local_weight,
+            same_crop_pairs=settings.dino.same_crop_pairs,
+        ),
         IbotTerm(settings.ibot.weight, settings.ibot.student_temperature),
-        KoleoTerm(recipe.koleo_weight, settings.koleo.group_size),
+        KoleoTerm(
+            recipe.koleo_weight,
+            settings.koleo.group_size,
+            neighbours=settings.koleo.neighbours,
+            first_crop_only=settings.koleo.first_crop_only,
+        ),
         SigregTerm(
             recipe.sigreg_weight,
             directions=settings.sigreg.directions,
             knots=settings.sigreg.knots,
             limit=settings.sigreg.range,
             seed=recipe.seed,
+            sum_crops=settings.sigreg.sum_crops,
         ),
     ]
     terms = [term for term in terms if term.base_weight > 0]
@@ -98,4 +115,4 @@ def build_objective(recipe: Recipe, guided_factors: Mapping[str, GuidedFactor], 
         terms.append(guidance)
     if not terms:
         raise OpenfinoError("the objective has no term: give some objective.*.weight a value above 0")
-    return Objective(terms)
+    return Objective(terms, build_centering(settings))

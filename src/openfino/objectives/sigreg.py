@@ -45,7 +45,16 @@ def sigreg(samples: Tensor, directions: Tensor, knots: int = 17, limit: float = 
 
 
 class SigregTerm(Term):
-    """SIGReg of the DINO head's bottleneck before its normalisation, mean over the global crops."""
+    """SIGReg of the DINO head's bottleneck before its normalisation, mean over the global crops.
+
+    Args:
+        weight: of the term.
+        directions: how many, drawn anew at every step.
+        knots: as in :func:`sigreg`.
+        limit: as in :func:`sigreg`.
+        seed: of the directions.
+        sum_crops: sum over the crops instead of their mean.
+    """
 
     name = "sigreg"
 
@@ -57,21 +66,24 @@ class SigregTerm(Term):
         knots: int = 17,
         limit: float = 5.0,
         seed: int = 0,
+        sum_crops: bool = False,
     ) -> None:
         super().__init__(weight)
         self.directions = directions
         self.knots = knots
         self.limit = limit
         self.seed = seed
+        self.sum_crops = sum_crops
         self._drawn: tuple[int, Tensor] | None = None
 
     def forward(self, views: Views) -> Tensor:
         """The unweighted value, a float32 scalar, equal on all ranks; both crops share the directions."""
         samples = views.bottleneck.float()
-        directions = self._directions_of(views.step, samples)
-        return torch.stack([sigreg(crop, directions, self.knots, self.limit) for crop in samples]).mean()
+        directions = self.directions_at(views.step, samples)
+        crops = torch.stack([sigreg(crop, directions, self.knots, self.limit) for crop in samples])
+        return crops.sum() if self.sum_crops else crops.mean()
 
-    def _directions_of(self, step: int, samples: Tensor) -> Tensor:
+    def directions_at(self, step: int, samples: Tensor) -> Tensor:
         """The directions of ``step`` on the device of ``samples`` [..., b]: drawn once for all pieces of a batch."""
         if self._drawn is None or self._drawn[0] != step:
             drawn = random_directions(samples.shape[-1], self.directions, self.seed, step)

@@ -33,6 +33,8 @@ class DinoSettings(Section):
     weight: Annotated[float, Field(gt=0)] = 1.0
     student_temperature: Annotated[float, Field(gt=0)] = 0.1
     local_weight: Weight = 1.0
+    same_crop_pairs: bool = False
+    """Also compare each global crop with the teacher's view of the same crop."""
     head: HeadSettings = HeadSettings()
 
 
@@ -61,6 +63,10 @@ class KoleoSettings(Section):
     """0.1 when no factor guides the run, else 0 (the paper: SIGReg replaces KoLeo in FINO)."""
     group_size: Annotated[int, Field(ge=2)] | None = None
     """Neighbours are searched in groups of this many samples; the whole global batch when not given."""
+    neighbours: Positive = 1
+    """Nearest neighbours of each sample whose log distances are averaged."""
+    first_crop_only: bool = False
+    """Spread the first global crop only (DINOv3, appendix C) instead of the sum over the global crops."""
 
 
 class SigregSettings(Section):
@@ -68,6 +74,8 @@ class SigregSettings(Section):
 
     weight: Weight | None = None
     """0.05 when a factor guides the run, else 0."""
+    sum_crops: bool = False
+    """Sum over the global crops instead of their mean."""
     directions: Positive = 1024
     knots: Annotated[int, Field(ge=3)] = 17
     range: Annotated[float, Field(gt=0)] = 5.0
@@ -94,4 +102,8 @@ class ObjectiveSettings(Section):
     sigreg: SigregSettings = SigregSettings()
     guidance: GuidanceSettings = GuidanceSettings()
     teacher_temperature: TemperatureSettings = TemperatureSettings()
+    centering: Literal["sinkhorn", "softmax"] = "sinkhorn"
+    """How the teacher's logits become targets: balanced within each batch, or after subtracting a running mean."""
     sinkhorn_iterations: Positive = 3
+    center_momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    """Of the running mean of ``centering: softmax``."""

@@ -97,7 +97,7 @@ def train(run: Run, batches: Iterable[ViewBatch]) -> None:
         pieces = make_pieces(run, batch)
         with _autocast(run):
             temperature = schedules.teacher_temperature(step)
-            targets = teacher_targets(run.teacher, pieces, temperature, recipe.objective.sinkhorn_iterations)
+            targets = teacher_targets(run.teacher, pieces, temperature, run.model.objective.centering)
         total, values = _forward_backward(run, wrapped, pieces, targets)
 
         # Guard, clip, step: in this order, so that a bad gradient touches nothing.

@@ -18,7 +18,6 @@ from openfino.models.drop_path import draw_drop_path
 from openfino.models.head import ProjectionHead
 from openfino.objectives.base import Views
 from openfino.objectives.objective import Objective
-from openfino.objectives.sinkhorn import sinkhorn
 from openfino.recipe import ObjectiveSettings
 
 
@@ -88,9 +87,9 @@ def encode_views(
 
 @torch.no_grad()
 def teacher_targets(
-    teacher: Student, pieces: Sequence[Piece], temperature: float, iterations: int
+    teacher: Student, pieces: Sequence[Piece], temperature: float, centering: nn.ModuleDict
 ) -> list[Targets]:
-    """Sinkhorn targets of every piece, balanced over the whole global batch.
+    """Targets of every piece, made by ``centering`` (see :func:`openfino.objectives.centering.build_centering`).
 
     All pieces of a batch pass the teacher first, so that gradient accumulation does not change the targets.
     """
@@ -101,11 +100,11 @@ def teacher_targets(
         logits.append(teacher.dino_head(tokens.cls)[0].float())
         masked_logits.append(teacher.masked_logits(tokens.patches, piece.masked).float())
     crops, counts = logits[0].shape[0], [part.shape[1] for part in logits]
-    probs = sinkhorn(torch.cat([part.flatten(0, 1) for part in logits]), temperature, iterations)
+    probs = centering["dino"](torch.cat([part.flatten(0, 1) for part in logits]), temperature)
     masked_counts = [part.shape[0] for part in masked_logits]
     masked = torch.cat(masked_logits)
     if teacher.ibot_head is not None:
-        masked = sinkhorn(masked, temperature, iterations)
+        masked = centering["ibot"](masked, temperature)
     probs_of = probs.split([crops * count for count in counts])
     masked_of = masked.split(masked_counts)
     return [
