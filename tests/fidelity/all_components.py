@@ -2,3 +2,4 @@
 
 import fidelity_gram  # noqa: F401
 import fidelity_objectives  # noqa: F401
+import fidelity_total  # noqa: F401
