@@ -9,7 +9,6 @@ from typing import Literal
 
 import numpy as np
 import polars as pl
-from transformers import DINOv3ViTConfig
 
 from openfino.errors import InputProblemsError, OpenfinoError, Problem
 from openfino.evaluation.splits import check_probe
@@ -23,7 +22,8 @@ from openfino.factors.spec import FactorSpec, resolve_specs
 from openfino.images.check import check_manifest
 from openfino.images.read import count_channels
 from openfino.manifest import Manifest, read_manifest
-from openfino.models.loading import backbone_config
+from openfino.models.families import backbone_config, family_of
+from openfino.models.loading import read_config
 from openfino.models.store import model_folder
 from openfino.recipe import GivenNormalization, Recipe
 
@@ -175,16 +175,20 @@ def _channels(recipe: Recipe, manifest: Manifest, problems: list[Problem]) -> li
 def _patch_size(recipe: Recipe, problems: list[Problem]) -> int:
     try:
         if recipe.model.config is not None:
-            return int(backbone_config(recipe.model.config, 3).patch_size)  # type: ignore[arg-type]
-        source = str(recipe.model.source)
-        config = DINOv3ViTConfig.from_pretrained(str(model_folder(source) or source))
-        return int(config.patch_size)  # type: ignore[arg-type]
+            config = backbone_config(recipe.model.config, 3)
+        else:
+            source = str(recipe.model.source)
+            config = read_config(str(model_folder(source) or source))
+        backbone = family_of(config).backbone
+        patch_size = backbone.patch_size_of(config)
     except OpenfinoError as error:
-        problems.append(Problem("model", str(error), "See model in the recipe"))
-    except (OSError, ValueError) as error:
         remedy = "Give a folder with config.json, a hub name that this machine can reach, or model.config"
-        problems.append(Problem("model.source", f"cannot read {recipe.model.source!r}: {error}", remedy))
-    return 0
+        problems.append(Problem("model", str(error), remedy))
+        return 0
+    if recipe.objective.ibot.weight > 0 and not backbone.can_mask:
+        what = f"iBOT hides patches from the student, and a {backbone.description} sees past every patch"
+        problems.append(Problem("objective.ibot.weight", what, "Write objective.ibot.weight: 0"))
+    return patch_size
 
 
 def _size_problems(recipe: Recipe, patch_size: int) -> list[Problem]:

@@ -4,7 +4,8 @@ from safetensors.torch import load_file, save_file
 
 from openfino.errors import OpenfinoError
 from openfino.models.ema import make_teacher, update_teacher
-from openfino.models.loading import backbone_config, fit_channels, pretrained_backbone, random_backbone
+from openfino.models.families import backbone_config
+from openfino.models.loading import fit_channels, pretrained_backbone, random_backbone
 from openfino.models.store import quiet_transformers
 
 

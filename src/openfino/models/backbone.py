@@ -4,13 +4,17 @@ One file per family (``dinov3.py`` ...) says where its transformers model keeps 
 lists the families and :mod:`openfino.models.loading` opens weights.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from openfino.errors import OpenfinoError
 from openfino.models.drop_path import DropPath, Recomputed
+from openfino.recipe import Normalization
 
 
 @dataclass(frozen=True)
@@ -29,8 +33,8 @@ class Tokens:
 class Backbone(nn.Module):
     """A vision model that takes [B, C, H, W] images and, in training, a mask of patches.
 
-    A family gives the four places below and ``forward``; parameter names start with ``model.``, as the transformers
-    model has them.
+    A family gives the places below, ``tokens_of`` and ``forward``; parameter names start with ``model.``, as the
+    transformers model has them. What a family adds to that model (a mask token) is a parameter beside it.
     """
 
     family: str
@@ -39,16 +43,43 @@ class Backbone(nn.Module):
     """Whether hidden patches really stay unseen (a convolution looks past its own patch)."""
     branches = 2
     """Residual branches of a block that its drop path serves, in the order in which they run."""
+    description = "vision transformer"
+    """What it is, in words."""
+    processor = "DINOv3ViTImageProcessorFast"
+    """The image processor of transformers; the released DINOv3 carry this name, which all versions since 4.56 know."""
+    normalization: Normalization = "imagenet"
+    """What the released weights were trained with."""
     blocks_name: str
     """Where the blocks are, as a dotted name below ``model``."""
     patch_embedding_name: str
-    """Where the convolution is that reads the pixels, as a dotted name below ``model``."""
+    """Where the layer is that reads the pixels, as a dotted name below ``model``."""
     embeddings_name: str
     """Everything below this dotted name, and below ``model``, comes before the first block."""
 
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__()
         self.model = model
+
+    @classmethod
+    def settle(cls, config: PreTrainedConfig) -> None:
+        """Refuse a configuration that cannot be trained here; set in it what training needs.
+
+        Raises:
+            OpenfinoError: saying which key, and why.
+        """
+
+    @classmethod
+    def patch_size_of(cls, config: PreTrainedConfig) -> int:
+        """Side in pixels of what one patch token stands for."""
+        height, width = sides(config.patch_size)
+        if height != width:
+            raise OpenfinoError(f"patch_size: patches of {height} x {width} pixels are not square")
+        return height
+
+    @classmethod
+    def image_size_of(cls, config: PreTrainedConfig) -> tuple[int, int]:
+        """Height and width in pixels that the configuration names."""
+        return sides(config.image_size)
 
     @property
     def config(self) -> PreTrainedConfig:
@@ -63,12 +94,12 @@ class Backbone(nn.Module):
     @property
     def channels(self) -> int:
         """C."""
-        return int(self.patch_embedding.in_channels)
+        return int(self.filters.shape[1])
 
     @property
     def patch_size(self) -> int:
-        """Side in pixels of what one patch token stands for."""
-        return int(self.config.patch_size)
+        """As :meth:`patch_size_of`."""
+        return self.patch_size_of(self.config)
 
     @property
     def registers(self) -> int:
@@ -83,23 +114,32 @@ class Backbone(nn.Module):
         return blocks
 
     @property
-    def patch_embedding(self) -> nn.Conv2d:
-        """The convolution that reads the pixels."""
+    def filters(self) -> Tensor:
+        """The weights that read the pixels, [width, C, p, p]."""
+        weight: Tensor = self._convolution().weight
+        return weight
+
+    def set_filters(self, filters: Tensor) -> None:
+        """Replace :attr:`filters` by others, of any channel count; the configuration follows."""
+        old = self._convolution()
+        new = nn.Conv2d(filters.shape[1], old.out_channels, old.kernel_size, old.stride)  # type: ignore[arg-type]
+        new.weight.data, new.bias = filters, old.bias
+        self.model.set_submodule(self.patch_embedding_name, new)
+        self.config.num_channels = filters.shape[1]
+
+    def _convolution(self) -> nn.Conv2d:
         convolution = self.model.get_submodule(self.patch_embedding_name)
         assert isinstance(convolution, nn.Conv2d)
         return convolution
-
-    def replace_patch_embedding(self, convolution: nn.Conv2d) -> None:
-        """Put another convolution in its place, and its channel count into the configuration."""
-        self.model.set_submodule(self.patch_embedding_name, convolution)
-        self.config.num_channels = convolution.in_channels
 
     def is_patch_embedding(self, name: str) -> bool:
         """Whether ``name`` (of a parameter of this module) belongs to the patch embedding."""
         return name.startswith(f"model.{self.patch_embedding_name}.")
 
     def layer_of(self, name: str) -> int:
-        """Depth of a parameter: 0 before the blocks, i + 1 in block i, L + 1 after them."""
+        """Depth of a parameter: 0 before the blocks, i + 1 in block i, L + 1 after them (norm, pooling head)."""
+        if not name.startswith("model."):
+            return 0  # a token of our own
         blocks = f"model.{self.blocks_name}."
         if name.startswith(blocks):
             return int(name.removeprefix(blocks).split(".")[0]) + 1
@@ -123,6 +163,22 @@ class Backbone(nn.Module):
             else:
                 block.compile()
 
+    def own_state(self) -> dict[str, Tensor]:
+        """Parameters that the transformers model knows nothing of, by name."""
+        return {
+            name: value.detach() for name, value in self.named_parameters() if not name.startswith("model.")
+        }
+
+    def inputs_of(self, pixels: Tensor) -> dict[str, Tensor]:
+        """What the transformers model is called with for images [B, C, H, W]."""
+        return {"pixel_values": pixels}
+
+    def tokens_of(self, output: Any) -> Tokens:
+        """The tokens in an output of the transformers model: CLS, registers, patches, in this order."""
+        hidden = output.last_hidden_state
+        first_patch = 1 + self.registers
+        return Tokens(hidden[:, 0], hidden[:, 1:first_patch], hidden[:, first_patch:])
+
     def forward(self, pixels: Tensor, masks: Tensor | None = None, *, local: bool = False) -> Tokens:
         """Tokens of an image.
 
@@ -132,3 +188,9 @@ class Backbone(nn.Module):
             local: whether these are local crops, for which some models keep a norm of their own in training.
         """
         raise NotImplementedError
+
+
+def sides(size: int | Iterable[int]) -> tuple[int, int]:
+    """Height and width of a size in a configuration: one number, or both."""
+    height, width = (size, size) if isinstance(size, int) else size
+    return int(height), int(width)

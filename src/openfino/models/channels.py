@@ -1,7 +1,7 @@
 """Patch embeddings for other channel counts than the pretrained one (fino.md section 4)."""
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from openfino.models.backbone import Backbone
 
@@ -29,9 +29,4 @@ def expand_filters(filters: Tensor, channels: int) -> Tensor:
 
 def expand_channels(backbone: Backbone, channels: int) -> None:
     """Replace the patch embedding of ``backbone`` in place by one for ``channels`` inputs."""
-    old = backbone.patch_embedding
-    new = nn.Conv2d(channels, old.out_channels, old.kernel_size, old.stride, bias=old.bias is not None)  # type: ignore[arg-type]
-    new.weight.data = expand_filters(old.weight.data, channels)
-    if old.bias is not None and new.bias is not None:
-        new.bias.data = old.bias.data.clone()
-    backbone.replace_patch_embedding(new)
+    backbone.set_filters(expand_filters(backbone.filters.detach(), channels))

@@ -1,7 +1,9 @@
 """DINOv3 vision transformers: transformers' ``DINOv3ViTModel``."""
 
 from torch import Tensor
+from transformers import PreTrainedConfig
 
+from openfino.errors import OpenfinoError
 from openfino.models.backbone import Backbone, Tokens
 
 
@@ -13,8 +15,16 @@ class Dinov3Backbone(Backbone):
     patch_embedding_name = "embeddings.patch_embeddings"
     embeddings_name = "embeddings"
 
+    @classmethod
+    def settle(cls, config: PreTrainedConfig) -> None:
+        """See :meth:`Backbone.settle`."""
+        width, heads = config.hidden_size, config.num_attention_heads
+        if width % heads or width // heads % 4:
+            raise OpenfinoError(
+                f"hidden_size {width} over {heads} attention heads must give a head dimension divisible by 4 "
+                "(rotary positions use two axes of pairs)"
+            )
+
     def forward(self, pixels: Tensor, masks: Tensor | None = None, *, local: bool = False) -> Tokens:
         """See :meth:`Backbone.forward`."""
-        hidden = self.model(pixel_values=pixels, bool_masked_pos=masks).last_hidden_state
-        first_patch = 1 + self.registers
-        return Tokens(hidden[:, 0], hidden[:, 1:first_patch], hidden[:, first_patch:])
+        return self.tokens_of(self.model(pixel_values=pixels, bool_masked_pos=masks))

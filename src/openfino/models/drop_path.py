@@ -16,7 +16,7 @@ from openfino.distributed import to_device
 
 
 class DropPath(nn.Module):
-    """Multiplies a residual branch [rows, tokens, D] by 0 or 1 / (1 - rate), sample by sample.
+    """Multiplies a residual branch [rows, ...] by 0 or 1 / (1 - rate), sample by sample.
 
     Args:
         rate: probability of dropping a branch.
@@ -34,7 +34,7 @@ class DropPath(nn.Module):
         """The branch scaled by this step's draws; identity in evaluation."""
         if not self.training or self.keep is None:
             return hidden
-        keep = self.keep[self.branch]
+        keep = self.keep[self.branch].view(-1, *(1 for _ in hidden.shape[1:]))
         self.branch = (self.branch + 1) % self.branches
         return hidden * keep.to(hidden.dtype)
 

@@ -7,15 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, DINOv3ViTConfig, DINOv3ViTModel
+from safetensors.torch import load_file
+from transformers import AutoConfig, PreTrainedConfig
 
 from openfino.errors import OpenfinoError
 from openfino.models.backbone import Backbone
 from openfino.models.channels import expand_channels
-from openfino.models.dinov3 import Dinov3Backbone
-from openfino.models.families import family_of
+from openfino.models.families import backbone_config, family_of, vision_part
 
 MIN_MATCHED = 0.99
+OWN_WEIGHTS = "openfino.safetensors"
+"""Beside the transformers weights: parameters that their model does not have (:meth:`Backbone.own_state`)."""
 
 
 @dataclass(frozen=True)
@@ -48,34 +50,25 @@ class LoadReport:
         return "\n".join(lines)
 
 
-def backbone_config(settings: Mapping[str, Any], channels: int) -> DINOv3ViTConfig:
-    """A configuration for random weights.
-
-    Raises:
-        OpenfinoError: for a key that ``DINOv3ViTConfig`` does not know, or sizes that do not fit together.
-    """
-    known = {field.name for field in dataclasses.fields(DINOv3ViTConfig)}
-    unknown = sorted(set(settings) - known)
-    if unknown:
-        raise OpenfinoError(f"model.config: DINOv3ViTConfig does not know {', '.join(unknown)}")
-    config = DINOv3ViTConfig(**{**settings, "num_channels": channels})
-    if (
-        config.hidden_size % config.num_attention_heads
-        or config.hidden_size // config.num_attention_heads % 4
-    ):
-        raise OpenfinoError(
-            f"model.config: hidden_size {config.hidden_size} over {config.num_attention_heads} attention heads "
-            "must give a head dimension divisible by 4 (rotary positions use two axes of pairs)"
-        )
-    return config
-
-
 def random_backbone(settings: Mapping[str, Any], channels: int, seed: int) -> Backbone:
     """A backbone with random weights that depend on ``seed`` alone."""
     config = backbone_config(settings, channels)
+    family = family_of(config)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return Dinov3Backbone(DINOv3ViTModel(config).float().eval())
+        return family.backbone(family.model_class(config).float().eval())
+
+
+def read_config(source: str) -> PreTrainedConfig:
+    """The configuration at a Hugging Face hub name or folder; of a model with a text tower, its image tower's.
+
+    Raises:
+        OpenfinoError: if there is none, or if it is of no family that we know.
+    """
+    try:
+        return vision_part(AutoConfig.from_pretrained(source))
+    except (OSError, ValueError) as error:
+        raise _cannot_load(source, error) from None
 
 
 def pretrained_backbone(source: str, *, allow_partial: bool = False) -> tuple[Backbone, LoadReport]:
@@ -85,20 +78,20 @@ def pretrained_backbone(source: str, *, allow_partial: bool = False) -> tuple[Ba
         OpenfinoError: if nothing is there, if it is of no family that we know, or if under 99 % of the parameters
             matched.
     """
+    config = read_config(source)
+    family = family_of(config)
     try:
-        config = AutoConfig.from_pretrained(source)
-        family = family_of(config)
         loaded: Any = family.model_class.from_pretrained(
             source, config=config, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True
         )
     except (OSError, ValueError) as error:
-        kind = "folder" if Path(source).is_dir() else "hub name or folder"
-        raise OpenfinoError(f"model.source: cannot load {source!r} from this {kind}: {error}") from None
+        raise _cannot_load(source, error) from None
     model, info = loaded
+    backbone = family.backbone(model.eval())
     # A mismatched tensor is listed as (name, shape there, shape here) and keeps its random values: not a match.
     mismatched = sorted(str(item[0]) for item in info.get("mismatched_keys", ()))
-    missing = sorted({*map(str, info["missing_keys"]), *mismatched})
-    sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
+    missing = sorted({*map(str, info["missing_keys"]), *mismatched, *_load_own(backbone, source)})
+    sizes = {name.removeprefix("model."): value.numel() for name, value in backbone.named_parameters()}
     lost = sum(sizes.get(name, 0) for name in missing)
     total = sum(sizes.values())
     unexpected = sorted(map(str, info["unexpected_keys"]))
@@ -108,7 +101,25 @@ def pretrained_backbone(source: str, *, allow_partial: bool = False) -> tuple[Ba
             f"{report}\nUnder {MIN_MATCHED:.0%} of the parameters matched: this is not the model that its "
             "configuration describes. Mend the source, or set model.allow_partial: true"
         )
-    return family.backbone(model.eval()), report
+    return backbone, report
+
+
+def _load_own(backbone: Backbone, source: str) -> list[str]:
+    """Fill the parameters that the transformers model does not have; returns those that the source lacks."""
+    path = Path(source) / OWN_WEIGHTS
+    stored = load_file(path) if path.is_file() else {}
+    lacking = []
+    for name, value in backbone.own_state().items():
+        if name in stored and stored[name].shape == value.shape:
+            value.copy_(stored[name])
+        else:
+            lacking.append(name)
+    return lacking
+
+
+def _cannot_load(source: str, error: Exception) -> OpenfinoError:
+    kind = "folder" if Path(source).is_dir() else "hub name or folder"
+    return OpenfinoError(f"model.source: cannot load {source!r} from this {kind}: {error}")
 
 
 def fit_channels(backbone: Backbone, report: LoadReport, channels: int) -> LoadReport:

@@ -12,12 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from safetensors.torch import save_file
 from transformers.utils import logging as hf_logging
 
 from openfino.errors import OpenfinoError
 from openfino.images.preprocess import Preprocessing
 from openfino.models.backbone import Backbone
-from openfino.models.loading import pretrained_backbone
+from openfino.models.loading import OWN_WEIGHTS, pretrained_backbone
 
 SIDECAR = "openfino.json"
 FORMAT = 1
@@ -54,12 +55,17 @@ def quiet_transformers() -> Iterator[None]:
 def save_backbone(
     folder: Path, backbone: Backbone, preprocessing: Preprocessing, provenance: Mapping[str, Any]
 ) -> None:
-    """Write config.json, model.safetensors and openfino.json; an existing folder is replaced in one step."""
+    """Write config.json, model.safetensors and openfino.json; an existing folder is replaced in one step.
+
+    Parameters that the transformers model does not have (a SigLIP's mask token) go into openfino.safetensors.
+    """
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     with quiet_transformers():
         backbone.model.save_pretrained(partial)
+    if own := backbone.own_state():
+        save_file({name: value.contiguous() for name, value in own.items()}, partial / OWN_WEIGHTS)
     sidecar = {"format": FORMAT, "preprocessing": preprocessing.to_json(), "provenance": dict(provenance)}
     (partial / SIDECAR).write_text(json.dumps(sidecar, indent=1), encoding="utf-8")
     if folder.exists():
