@@ -82,15 +82,35 @@ class SigregSettings(Section):
 
 
 class GuidanceSettings(Section):
-    """Prototype banks, regressors, reversal and balancing (eq. 1 to 3, Alg. A.3)."""
+    """Heads of the factors, reversal and balancing (eq. 1 to 3, Alg. A.3)."""
 
+    discrete_head: Literal["prototypes", "classifier", "binary_classifier"] = "prototypes"
+    """Of discrete factors. ``classifier``: an MLP and softmax cross-entropy; ``binary_classifier``: an MLP and one
+    yes-or-no question per value. In the paper's ablation the MLP does worse than prototypes."""
+    bank: Literal["spherical", "concentration"] = "spherical"
+    """Of prototypes. ``spherical``: unit vectors and one temperature; a value without an image yet is no negative.
+    ``concentration`` (the authors' code): never re-projected, each value's temperature follows the spread of its
+    images, and a value without an image yet is a random vector."""
     temperature: Annotated[float, Field(gt=0)] = 0.07 / 3
+    """Of the cosines; with ``bank: concentration`` where each value's own begins."""
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.99
+    """Of the prototypes, per step; with ``bank: concentration`` per global crop, two of which make a step."""
     ramp: Literal["dann", "linear", "constant"] = "dann"
+    """How the gradient into the encoder grows to its full strength at the last step."""
+    ramp_from: Literal["unfreeze", "start"] = "unfreeze"
+    """The ramp's first step: where the backbone unfreezes, or the first of the run (the authors' code)."""
+    reversed_weight: Weight = 1.0
+    """The weights of spurious factors are multiplied by this (the authors' code: 0.1)."""
     balance: bool = True
+    """With two or more factors: their losses are scaled so that, weights aside, all pull alike."""
     balance_momentum: Annotated[float, Field(ge=0, lt=1)] = 0.99
+    """Of the gradient norms; 0 takes those of the step alone (the authors' code)."""
+    balance_weighted_losses: bool = False
+    """Scale so that the pulls are alike with their weights: then the factors' weights cancel (the authors' code)."""
     regressor_hidden: list[Positive] = [512, 512, 256]
+    """Widths of the hidden layers of regressors and classifiers."""
     regressor_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.5
+    """Of regressors and classifiers."""
 
 
 class ObjectiveSettings(Section):

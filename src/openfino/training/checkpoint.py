@@ -19,8 +19,12 @@ from torch import Tensor, nn
 from openfino.errors import OpenfinoError
 
 PREFIX = "step_"
-# State of openfino.objectives.guidance.prototypes.PrototypeBank; an escaped factor name holds no dot.
-BANK = re.compile(r"objective\.terms\.guidance\.heads\.[^.]+\.(prototypes|seen|counts)")
+# What has a row per value of a vocabulary: the state of openfino.objectives.guidance.prototypes.Bank, and the last
+# layer of a Classifier (its other layers never change shape). An escaped factor name holds no dot.
+BANK = re.compile(
+    r"objective\.terms\.guidance\.heads\.[^.]+\."
+    r"(prototypes|seen|counts|centroids|concentration|classifier\.layers\.\d+\.(weight|bias))"
+)
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, names: Mapping[Tensor, str]) -> dict[str, Tensor]:
@@ -35,11 +39,16 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer, names: Mapping[Tensor, s
 def load_optimizer_tensors(
     optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], parameters: Mapping[str, nn.Parameter]
 ) -> None:
-    """Put back what :func:`optimizer_tensors` took, onto each parameter's device."""
+    """Put back what :func:`optimizer_tensors` took, onto each parameter's device.
+
+    Rows of a vocabulary that has grown since begin with zero moments.
+    """
     optimizer.state.clear()
     for entry, value in tensors.items():
         name, _, key = entry.rpartition("/")
         parameter = parameters[name]
+        if BANK.fullmatch(name) and value.dim() > 0:
+            value = _with_rows(value, torch.zeros_like(parameter, device=value.device))
         # AdamW keeps its step count on the CPU unless it is fused.
         fused = bool(optimizer.param_groups[0].get("fused"))
         target = parameter.device if key != "step" or fused else torch.device("cpu")
@@ -93,14 +102,18 @@ def strip(tensors: Mapping[str, Tensor], root: str) -> dict[str, Tensor]:
 
 
 def grow_rows(saved: Mapping[str, Tensor], current: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Append empty rows to the saved prototype banks of an objective whose vocabularies have grown since.
+    """Append rows to the saved banks and classifiers of an objective whose vocabularies have grown since.
 
-    Values only ever append to a vocabulary, so row m keeps its value; the new rows are zero, that is unseen. Nothing
-    else may differ in shape: it is left for ``load_state_dict`` to refuse.
+    Values only ever append to a vocabulary, so row m keeps its value; the new rows are those of ``current``, the state
+    of a freshly built model. Nothing else may differ in shape: it is left for ``load_state_dict`` to refuse.
     """
     grown = dict(saved)
     for name, value in saved.items():
         if BANK.fullmatch(name) and name in current:
-            missing = max(current[name].shape[0] - value.shape[0], 0)
-            grown[name] = torch.cat([value, value.new_zeros(missing, *value.shape[1:])])
+            grown[name] = _with_rows(value, current[name])
     return grown
+
+
+def _with_rows(saved: Tensor, fresh: Tensor) -> Tensor:
+    """``saved`` and those rows of ``fresh`` that come after it."""
+    return torch.cat([saved, fresh[saved.shape[0] :].to(saved)])

@@ -26,18 +26,25 @@ def gradient_norms(gradients: Sequence[Tensor]) -> Tensor:
 class GradientBalance(nn.Module):
     """Smoothed gradient norms per factor, and the scales that make them equal.
 
-    A factor with norm zero (no valid value in the batch) is left out: its scale is 1 and its state stays.
+    A factor with norm zero (no valid value in the batch) is left out: its scale is 1 and its state stays. So is one
+    of two or more of which only one is left.
 
     Args:
         names: of the factors; each has a scalar buffer (0 until first measured), so that a resumed run finds
             its state by name.
-        momentum: mu of the moving average; the first norm is taken whole.
+        momentum: mu of the moving average; the first norm is taken whole. 0: the norms of the step alone.
+        threshold: norms up to this one count as zero.
+        epsilon: added to the smoothed norms that are divided by.
     """
 
-    def __init__(self, names: Sequence[str], momentum: float = 0.99) -> None:
+    def __init__(
+        self, names: Sequence[str], momentum: float = 0.99, *, threshold: float = 0.0, epsilon: float = 0.0
+    ) -> None:
         super().__init__()
         self.names = tuple(names)
         self.momentum = momentum
+        self.threshold = threshold
+        self.epsilon = epsilon
         for name in names:
             self.register_buffer(escaped(name), torch.zeros(()))
 
@@ -51,15 +58,21 @@ class GradientBalance(nn.Module):
         """The smoothed norms [T] after one more step with ``norms`` [T]; stores nothing."""
         before = self.smoothed
         after = torch.where(before > 0, self.momentum * before + (1 - self.momentum) * norms, norms)
-        return torch.where(norms > 0, after, before)
+        return torch.where(norms > self.threshold, after, before)
+
+    @torch.no_grad()
+    def target(self, norms: Tensor) -> Tensor:
+        """Geometric mean of the smoothed norms that are not left out, a scalar; 1 if all are."""
+        active = norms > self.threshold
+        smoothed = torch.where(active, self.smooth(norms), 1.0)
+        return (smoothed.log().sum() / active.sum().clamp(min=1)).exp()
 
     @torch.no_grad()
     def scales(self, norms: Tensor) -> Tensor:
-        """Geometric mean of the smoothed norms over each factor's own [T]; 1 where ``norms`` is zero."""
-        active = norms > 0
+        """:meth:`target` over each factor's own smoothed norm [T]; 1 for those left out."""
+        active = norms > self.threshold
         smoothed = torch.where(active, self.smooth(norms), 1.0)
-        target = (smoothed.log().sum() / active.sum().clamp(min=1)).exp()
-        return torch.where(active & (active.sum() > 1), target / smoothed, 1.0)
+        return torch.where(active & (active.sum() > 1), self.target(norms) / (smoothed + self.epsilon), 1.0)
 
     @torch.no_grad()
     def commit(self, norms: Tensor) -> None:

@@ -1,14 +1,11 @@
 """Regressors for continuous, cyclic and vector factors (paper eq. 3)."""
 
 from collections.abc import Sequence
-from itertools import pairwise
 from typing import Literal, NamedTuple
 
-import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import Tensor
 
-from openfino.keyed import Purpose, keyed_seed
+from openfino.objectives.guidance.mlp import KeyedMlp
 from openfino.recipe import FactorKind
 
 Output = Literal["sigmoid", "tanh", "identity"]
@@ -24,6 +21,10 @@ class TargetMap(NamedTuple):
         """Encoded values [..., n] -> targets [..., n]."""
         return self.scale * values + self.offset
 
+    def decode(self, outputs: Tensor) -> Tensor:
+        """Outputs of a regressor [..., n] -> encoded values [..., n]."""
+        return (outputs - self.offset) / self.scale
+
 
 def target_map(kind: FactorKind, output: Output) -> TargetMap:
     """Continuous and vector factors are encoded in [0, 1], cyclic ones as (sin, cos) in [-1, 1].
@@ -35,13 +36,13 @@ def target_map(kind: FactorKind, output: Output) -> TargetMap:
     return TargetMap(2.0, -1.0) if output == "tanh" else TargetMap(1.0, 0.0)
 
 
-class Regressor(nn.Module):
-    """MLP from the embedding to n bounded outputs: (Linear, GELU, Dropout) per hidden layer, Linear, output.
+def squared_errors(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Mean over the n dimensions of the squared error (paper eq. 3): [V, B, n], [B, n] -> [V, B]."""
+    return (outputs - targets).square().mean(dim=-1)
 
-    The embedding is not normalised. Weights are PyTorch's default initialisation, drawn by key (seed,
-    ``index``). Dropout masks are drawn by key (seed, step, ``index``, layer) for the global batch, and each
-    image takes those of its slot: so neither ranks, nor pieces, nor a resume changes them. They are drawn on the
-    device of the features.
+
+class Regressor(KeyedMlp):
+    """A :class:`KeyedMlp` with bounded outputs.
 
     Args:
         embed_dim: D.
@@ -64,33 +65,12 @@ class Regressor(nn.Module):
         seed: int = 0,
         index: int = 0,
     ) -> None:
-        super().__init__()
-        self.dropout = dropout
+        super().__init__(embed_dim, outputs, hidden=hidden, dropout=dropout, seed=seed, index=index)
         self.output = output
-        self.seed = seed
-        self.index = index
-        widths = [embed_dim, *hidden, outputs]
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(keyed_seed(seed, Purpose.INIT, index))
-            self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(widths))
 
     def forward(self, features: Tensor, step: int, slots: Tensor, batch_size: int) -> Tensor:
-        """Embeddings [V, B, D] of the images ``slots`` [B] of the ``batch_size`` at ``step`` -> float32 [V, B, n]."""
-        with torch.autocast(features.device.type, enabled=False):
-            hidden = features.float()
-            for layer, linear in enumerate(self.layers[:-1]):
-                hidden = F.gelu(linear(hidden))
-                if self.training and self.dropout > 0:
-                    hidden = hidden * self._dropout_scale(hidden, step, layer, slots, batch_size)
-            outputs: Tensor = self.layers[-1](hidden)
+        """The bounded outputs [V, B, n]; arguments as of :meth:`KeyedMlp.forward`."""
+        outputs = super().forward(features, step, slots, batch_size)
         if self.output == "identity":
             return outputs
         return outputs.sigmoid() if self.output == "sigmoid" else outputs.tanh()
-
-    def _dropout_scale(self, hidden: Tensor, step: int, layer: int, slots: Tensor, batch_size: int) -> Tensor:
-        """0 where a unit of ``hidden`` [V, B, H] is dropped, else 1 / (1 - dropout)."""
-        crops, _, width = hidden.shape
-        generator = torch.Generator(hidden.device)
-        generator.manual_seed(keyed_seed(self.seed, Purpose.DROPOUT, step, self.index, layer))
-        draws = torch.rand((crops, batch_size, width), generator=generator, device=hidden.device)
-        return (draws[:, slots] >= self.dropout).to(hidden.dtype) / (1 - self.dropout)
