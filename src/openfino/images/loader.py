@@ -26,7 +26,7 @@ from openfino.images.photometric import CropKind, apply_photometric, draw_parame
 from openfino.images.preprocess import require_channels
 from openfino.images.read import ImageReadError, read_image
 from openfino.keyed import Purpose, keyed_generator
-from openfino.recipe import IbotSettings, ImageSettings, Normalization, ViewSettings
+from openfino.recipe import GramSettings, IbotSettings, ImageSettings, Normalization, ViewSettings
 
 if TYPE_CHECKING:
     from openfino.manifest import Manifest
@@ -47,6 +47,8 @@ class ViewBatch:
         masks: bool [2, B, P], True = masked patch of a global crop, row-major.
         photometric: ``global`` and ``local``: parameter name -> [2 or N, B] or [2 or N, B, C] float32.
         unreadable: rows that were due but could not be read; others took their places.
+        gram_crops: the regions of the global crops, turned alike, for the Gram teacher [2, B, C, H, W]; None at
+            steps at which it sees the global crops themselves, or nothing.
     """
 
     step: int
@@ -56,6 +58,7 @@ class ViewBatch:
     masks: Tensor
     photometric: dict[str, dict[str, Tensor]]
     unreadable: list[int]
+    gram_crops: Tensor | None = None
 
     def to(self, device: torch.device | str) -> "ViewBatch":
         """The batch on ``device`` (asynchronously if pinned); ``rows`` index host tables and stay."""
@@ -81,6 +84,7 @@ class ViewBatch:
             local_crops=change(self.local_crops),
             masks=change(self.masks),
             photometric=photometric,
+            gram_crops=None if self.gram_crops is None else change(self.gram_crops),
         )
 
 
@@ -102,6 +106,14 @@ def finish_views(
     return finished[0], finished[1]
 
 
+def finish_gram_views(batch: ViewBatch, normalization: Normalization) -> Tensor | None:
+    """The Gram teacher's crops, float32 and normalised but not distorted [2, B, C, H, W]; None where there are none."""
+    crops = batch.gram_crops
+    if crops is None:
+        return None
+    return normalize(crops.float().div_(255) if crops.dtype == torch.uint8 else crops, normalization)
+
+
 def build_loader(
     manifest: "Manifest",
     rows: np.ndarray,
@@ -119,6 +131,7 @@ def build_loader(
     world_size: int = 1,
     workers: int = 0,
     pin_memory: bool = False,
+    gram: GramSettings | None = None,
 ) -> "ViewLoader":
     """The batches of steps ``start_step`` to ``stop_step`` of an endless, shuffled stream of images.
 
@@ -141,6 +154,7 @@ def build_loader(
         world_size: number of processes.
         workers: processes that make batches; 0 makes them in this process.
         pin_memory: page-lock the batches, for a GPU.
+        gram: whether, when and how large to cut crops for a Gram teacher; no other draw depends on it.
 
     Raises:
         OpenfinoError: if there is no row, the batch cannot be shared among the ranks, the global crop is no
@@ -153,6 +167,7 @@ def build_loader(
         rows=torch.from_numpy(np.ascontiguousarray(rows, dtype=np.int64)),
         views=views,
         ibot=ibot,
+        gram=gram or GramSettings(),
         channels=tuple(channels),
         protein=_protein_index(views, channels),
         grid=(views.global_size[0] // patch_size, views.global_size[1] // patch_size),
@@ -307,6 +322,7 @@ class _ImageViews:
     local_crops: list[Tensor]
     global_parameters: list[dict[str, np.ndarray]]
     local_parameters: list[dict[str, np.ndarray]]
+    gram_crops: list[Tensor]
 
 
 @dataclass
@@ -317,6 +333,7 @@ class _StepDataset(Dataset[Any]):
     rows: Tensor
     views: ViewSettings
     ibot: IbotSettings
+    gram: GramSettings
     channels: tuple[str, ...]
     protein: int | None
     grid: tuple[int, int]
@@ -340,11 +357,14 @@ class _StepDataset(Dataset[Any]):
         slots = range(self.rank * local, (self.rank + 1) * local)
         made: list[_ImageViews] = []
         unreadable: list[int] = []
+        gram_size = self.gram.crop_size if self.gram.weight_at(step) > 0 else None
         for slot in slots:
             epoch, place = divmod(step * self.batch_size + slot, len(self.rows))
-            made.append(self._image_views(epoch, int(self._order(epoch)[place]), unreadable))
+            index = int(self._order(epoch)[place])
+            made.append(self._image_views(epoch, index, gram_size, unreadable))
         rows = torch.tensor([image.row for image in made], dtype=torch.int64)
         globals_, locals_ = [image.global_crops for image in made], [image.local_crops for image in made]
+        grams = [image.gram_crops for image in made]
         return ViewBatch(
             step=step,
             rows=rows,
@@ -356,6 +376,7 @@ class _StepDataset(Dataset[Any]):
                 "local": _stack_parameters([image.local_parameters for image in made]),
             },
             unreadable=unreadable,
+            gram_crops=_stack_crops(grams, (len(self.channels), *gram_size)) if gram_size else None,
         )
 
     def _order(self, epoch: int) -> np.ndarray:
@@ -367,7 +388,9 @@ class _StepDataset(Dataset[Any]):
             self._orders[epoch] = order
         return self._orders[epoch]
 
-    def _image_views(self, epoch: int, index: int, unreadable: list[int]) -> _ImageViews:
+    def _image_views(
+        self, epoch: int, index: int, gram_size: Sequence[int] | None, unreadable: list[int]
+    ) -> _ImageViews:
         """Views of training row number ``index``, or of a replacement when it cannot be read."""
         first = int(self.rows[index])
         causes: list[str] = []
@@ -376,7 +399,7 @@ class _StepDataset(Dataset[Any]):
             try:
                 image = read_image(self.paths[index])
                 require_channels(image.shape[0], len(self.channels), self.paths[index])
-                return self._cut(image, epoch, row)
+                return self._cut(image, epoch, row, gram_size)
             except ImageReadError as error:
                 causes.append(str(error))
                 unreadable.append(row)
@@ -388,12 +411,12 @@ class _StepDataset(Dataset[Any]):
             "Check the manifest's images with 'openfino check'"
         )
 
-    def _cut(self, image: np.ndarray, epoch: int, row: int) -> _ImageViews:
+    def _cut(self, image: np.ndarray, epoch: int, row: int, gram_size: Sequence[int] | None) -> _ImageViews:
         source = as_source(image)
         geometry = keyed_generator(self.seed, Purpose.CROPS, epoch, row)
         photometric = keyed_generator(self.seed, Purpose.PHOTOMETRIC, epoch, row)
         views = self.views
-        crops, parameters = [], []
+        crops, parameters, grams = [], [], []
         for number in range(2 + views.local_count):
             is_local = number >= 2
             kind: CropKind = "local" if is_local else ("global_1", "global_2")[number]
@@ -405,8 +428,10 @@ class _StepDataset(Dataset[Any]):
             aspect = (views.aspect[0] * shape, views.aspect[1] * shape)
             box = sample_crop_box(geometry, source.shape[1], source.shape[2], scale, aspect)
             crops.append(cut(source, box, size, *turn))
+            if gram_size is not None and not is_local:
+                grams.append(cut(source, box, gram_size, *turn))
             parameters.append(draw_parameters(photometric, views.preset, kind, self.channels, self.protein))
-        return _ImageViews(row, crops[:2], crops[2:], parameters[:2], parameters[2:])
+        return _ImageViews(row, crops[:2], crops[2:], parameters[:2], parameters[2:], grams)
 
     def _masks(self, step: int, slots: range) -> Tensor:
         patches = self.grid[0] * self.grid[1]

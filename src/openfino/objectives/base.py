@@ -35,6 +35,8 @@ class Views:
     valid_counts: Mapping[str, Tensor] = field(
         default_factory=dict
     )  # images of the global batch with a value
+    # the Gram teacher's patch tokens on the student's grid [V, B, P, its D], no gradient; None at steps without it
+    gram_patches: Tensor | None = None
 
     @property
     def share(self) -> float:
@@ -47,8 +49,8 @@ class Term(nn.Module):
 
     A subclass gives ``name`` and ``forward(views) -> scalar``, unweighted. The mean of the returned values over
     the pieces of a batch, weighted by their images, and over ranks is the value of the global batch (see
-    :mod:`openfino.distributed`) - except for terms that compare images, KoLeo and SIGReg, which see one piece of
-    every rank at a time.
+    :mod:`openfino.distributed`) - except for terms that compare images (KoLeo, SIGReg, Gram across crops), which
+    see one piece of every rank at a time.
     """
 
     name: str
@@ -59,7 +61,10 @@ class Term(nn.Module):
         self._metrics: dict[str, Tensor] = {}
 
     def weight(self, step: int) -> float:
-        """The factor of this term in the total loss at ``step``; constant unless overridden."""
+        """The factor of this term in the total loss at ``step``; constant unless overridden.
+
+        At a step where it is 0 the term is not computed.
+        """
         return self.base_weight
 
     def begin(self, teacher_cls: Tensor, factors: Mapping[str, FactorBatch]) -> None:

@@ -10,6 +10,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from openfino.distributed import gather_rows
+from openfino.objectives.base import Term, Views
+from openfino.recipe import GramSettings
+
 Negatives = Literal["keep", "drop", "drop_teacher"]
 
 
@@ -60,3 +64,41 @@ def _gram(patches: Tensor, normalise: bool, per_image: bool) -> Tensor:
     if not per_image:
         patches = patches.reshape(-1, patches.shape[-1])
     return patches @ patches.mT
+
+
+class GramTerm(Term):
+    """Gram anchoring of the student's global crops, masked as it saw them, to the Gram teacher's, whole."""
+
+    name = "gram"
+
+    def __init__(self, settings: GramSettings) -> None:
+        super().__init__(settings.weight)
+        self.settings = settings
+
+    def weight(self, step: int) -> float:
+        """0 before the first step of the term, then a cosine ramp (see :meth:`GramSettings.weight_at`)."""
+        return self.settings.weight_at(step)
+
+    def forward(self, views: Views) -> Tensor:
+        """The unweighted value, a float32 scalar; equal on all ranks where crops are not kept apart."""
+        assert views.gram_patches is not None  # made at every step at which the term has a weight
+        student, teacher = views.global_patches.float(), views.gram_patches.float()
+        negatives = self.settings.negatives
+        if self.settings.per_image:
+            return gram_loss(student.flatten(0, 1), teacher.flatten(0, 1), negatives=negatives)
+        student, teacher = (gather_rows(side.transpose(0, 1)) for side in (student, teacher))
+        chosen = self._chosen(views.masks)
+        if chosen is None:
+            student, teacher = student.flatten(0, 2), teacher.flatten(0, 2)
+        else:
+            student, teacher = student[chosen], teacher[chosen]
+            if student.shape[0] == 0:
+                return student.sum() * 0.0
+        return gram_loss(student, teacher, per_image=False, negatives=negatives)
+
+    def _chosen(self, masks: Tensor) -> Tensor | None:
+        """Which patches of the global batch are compared, bool [images, V, P]; None for all."""
+        if self.settings.tokens == "all":
+            return None
+        masked = gather_rows(masks.transpose(0, 1).to(torch.uint8)).bool()
+        return masked if self.settings.tokens == "masked" else ~masked

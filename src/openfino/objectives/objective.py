@@ -9,6 +9,7 @@ from openfino.factors.batch import FactorBatch
 from openfino.objectives.base import Term, Views
 from openfino.objectives.centering import Centering, build_centering
 from openfino.objectives.dino import DinoTerm
+from openfino.objectives.gram import GramTerm
 from openfino.objectives.guidance.guidance import Guidance, GuidedFactor
 from openfino.objectives.ibot import IbotTerm
 from openfino.objectives.koleo import KoleoTerm
@@ -40,13 +41,14 @@ class Objective(nn.Module):
             term.begin(teacher_cls, factors)
 
     def forward(self, views: Views) -> tuple[Tensor, dict[str, Tensor]]:
-        """The total, and each term's unweighted value (detached) by name.
+        """The total, and the unweighted value (detached) by name of each term that has a weight at this step.
 
         On several ranks the mean over ranks of each is its value for the global batch; over several pieces of a
         batch, the mean weighted by their images (see :class:`Term`).
         """
-        values = {term.name: term(views) for term in self._terms()}
-        total = sum(term.weight(views.step) * values[term.name] for term in self._terms())
+        weights = {term: term.weight(views.step) for term in self._terms()}
+        values = {term.name: term(views) for term, weight in weights.items() if weight != 0}
+        total = sum(weight * values[term.name] for term, weight in weights.items() if weight != 0)
         assert isinstance(total, Tensor)
         return total, {name: value.detach() for name, value in values.items()}
 
@@ -100,6 +102,7 @@ def build_objective(recipe: Recipe, guided_factors: Mapping[str, GuidedFactor], 
             seed=recipe.seed,
             sum_crops=settings.sigreg.sum_crops,
         ),
+        GramTerm(settings.gram),
     ]
     terms = [term for term in terms if term.base_weight > 0]
     weighted = {name: factor for name, factor in guided_factors.items() if factor.weight > 0}

@@ -6,6 +6,7 @@ and in Python. Unknown keys are refused with a suggestion; all problems are repo
 """
 
 from openfino.recipe.factors import FactorSettings
+from openfino.recipe.gram import GramSettings
 from openfino.recipe.images import GivenNormalization, ImageSettings, Normalization, ViewSettings
 from openfino.recipe.model import ModelSettings
 from openfino.recipe.objective import (
@@ -29,6 +30,7 @@ __all__ = [
     "FactorRole",
     "FactorSettings",
     "GivenNormalization",
+    "GramSettings",
     "GuidanceSettings",
     "HeadSettings",
     "IbotSettings",

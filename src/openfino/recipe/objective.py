@@ -4,6 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
+from openfino.recipe.gram import GramSettings
 from openfino.recipe.section import Count, Fraction, Positive, Section, Weight
 
 
@@ -14,6 +15,8 @@ class HeadSettings(Section):
     hidden: Positive = 2048
     bottleneck: Positive = 256
     layers: Positive = 3
+    bias: bool = True
+    """Biases in the MLP."""
     unit_norm_prototypes: bool = False
     """Keep every prototype on the unit sphere: learns from the first step at small budgets."""
 
@@ -120,6 +123,7 @@ class ObjectiveSettings(Section):
     ibot: IbotSettings = IbotSettings()
     koleo: KoleoSettings = KoleoSettings()
     sigreg: SigregSettings = SigregSettings()
+    gram: GramSettings = GramSettings()
     guidance: GuidanceSettings = GuidanceSettings()
     teacher_temperature: TemperatureSettings = TemperatureSettings()
     centering: Literal["sinkhorn", "softmax"] = "sinkhorn"
