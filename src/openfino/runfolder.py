@@ -141,10 +141,10 @@ def _refuse_other_recipe(recipe: Recipe, stored: dict[str, Any]) -> None:
 
 def _may_be_extended(recipe: Recipe) -> bool:
     """Whether no schedule depends on the number of steps, so that a longer run begins exactly like a shorter one."""
-    start, end = recipe.train.teacher_momentum
+    train = recipe.train
     return (
-        recipe.train.schedule == "constant"
-        and start == end
+        train.schedule == "constant"
+        and all(start == end for start, end in (train.teacher_momentum, train.weight_decay))
         and recipe.objective.teacher_temperature.warmup_steps is not None
         and (not recipe.guided or recipe.objective.guidance.ramp == "constant")
     )

@@ -11,6 +11,7 @@ from openfino.training.optimizer import (
     gradient_norm,
     set_rates,
 )
+from openfino.training.schedules import Rates
 
 
 @pytest.fixture
@@ -49,13 +50,13 @@ def test_every_parameter_is_in_one_group(backbone):
 def test_rates_of_a_stage(backbone):
     head = ProjectionHead(32, HeadSettings(prototypes=8, hidden=8, bottleneck=4))
     optimizer = build_optimizer({"backbone": backbone, "head": head}, TrainSettings(layer_decay=1.0))
-    set_rates(optimizer, 1.0, backbone_factor=0.0, last_layer_frozen=True)
+    set_rates(optimizer, Rates(lr=1.0, weight_decay=0.04, backbone=0.0, last_layer_frozen=True))
     rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
     assert rates[id(backbone.model.norm.weight)] == 0.0
     assert rates[id(backbone.model.embeddings.patch_embeddings.weight)] == pytest.approx(0.2)
     assert rates[id(head.last_layer.weight)] == 0.0
     assert rates[id(head.mlp[0].weight)] == 1.0
-    set_rates(optimizer, 1.0, backbone_factor=0.5, last_layer_frozen=False)
+    set_rates(optimizer, Rates(lr=1.0, weight_decay=0.04, backbone=0.5))
     rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
     assert rates[id(backbone.model.norm.weight)] == 0.5
     assert rates[id(head.last_layer.weight)] == 1.0

@@ -51,6 +51,16 @@ def block_mask(rng: np.random.Generator, grid: tuple[int, int], count: int) -> n
     Raises:
         ValueError: if ``count`` is negative or above the number of patches.
     """
+    mask = blocks(rng, grid, count)
+    remaining = count - int(np.count_nonzero(mask))
+    if remaining > 0:
+        free = np.flatnonzero(~mask)
+        mask.flat[rng.choice(free, size=remaining, replace=False)] = True
+    return mask
+
+
+def blocks(rng: np.random.Generator, grid: tuple[int, int], count: int) -> np.ndarray:
+    """The rectangles of :func:`block_mask` before single patches fill up: at most ``count`` patches."""
     mask = np.zeros(grid, dtype=bool)
     if not 0 <= count <= mask.size:
         raise ValueError(f"cannot mask {count} of {mask.size} patches")
@@ -60,9 +70,6 @@ def block_mask(rng: np.random.Generator, grid: tuple[int, int], count: int) -> n
         if added == 0:
             break
         remaining -= added
-    if remaining > 0:
-        free = np.flatnonzero(~mask)
-        mask.flat[rng.choice(free, size=remaining, replace=False)] = True
     return mask
 
 

@@ -20,7 +20,7 @@ class ProjectionHead(nn.Module):
         widths = [embed_dim, *[settings.hidden] * (settings.layers - 1), settings.bottleneck]
         layers: list[nn.Module] = []
         for before, after in pairwise(widths):
-            layers += [nn.Linear(before, after), nn.GELU()]
+            layers += [nn.Linear(before, after, bias=settings.bias), nn.GELU()]
         self.mlp = nn.Sequential(*layers[:-1])
         self.last_layer = nn.Linear(settings.bottleneck, settings.prototypes, bias=False)
         self.unit_norm_prototypes = settings.unit_norm_prototypes
@@ -33,7 +33,11 @@ class ProjectionHead(nn.Module):
     def forward(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """``tokens`` [..., D] -> logits [..., K] and the bottleneck before its normalisation [..., b]."""
         bottleneck = self.mlp(tokens)
+        return self.logits(F.normalize(bottleneck, dim=-1)), bottleneck
+
+    def logits(self, features: Tensor) -> Tensor:
+        """``features`` [..., b], which forward gives at unit length, -> their products with the prototypes [..., K]."""
         weight = self.last_layer.weight
         if self.unit_norm_prototypes:
             weight = F.normalize(weight, dim=-1)
-        return F.linear(F.normalize(bottleneck, dim=-1), weight), bottleneck
+        return F.linear(features, weight)

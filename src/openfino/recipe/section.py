@@ -11,9 +11,19 @@ def _as_size(value: Any) -> Any:
 
 
 Size = Annotated[tuple[int, int], BeforeValidator(_as_size), Field(description="height, width in pixels")]
+
+
+def _as_pair(value: Any) -> Any:
+    """``0.04`` means ``(0.04, 0.04)``."""
+    return (value, value) if isinstance(value, int | float) else value
+
+
 Range = tuple[float, float]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Weight = Annotated[float, Field(ge=0.0)]
+FromTo = Annotated[
+    tuple[Weight, Weight], BeforeValidator(_as_pair), Field(description="a number, or from, to")
+]
 Count = Annotated[int, Field(ge=0)]
 Positive = Annotated[int, Field(ge=1)]
 FactorKind = Literal["discrete", "continuous", "cyclic", "vector"]

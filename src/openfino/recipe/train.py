@@ -4,7 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from openfino.recipe.section import Count, Fraction, Positive, Section, Weight
+from openfino.recipe.section import Count, Fraction, FromTo, Positive, Section, Weight
 
 
 class TrainSettings(Section):
@@ -19,18 +19,41 @@ class TrainSettings(Section):
     Teacher targets see the whole batch all the same; KoLeo, SIGReg and balancing see one piece at a time.
     """
     lr: Annotated[float, Field(gt=0)] = 5e-5
-    lr_scaling: Literal["sqrt_1024", "none"] = "sqrt_1024"
-    """``sqrt_1024``: lr times sqrt(batch_size / 1024)."""
-    schedule: Literal["constant", "cosine"] = "constant"
+    lr_scaling: Literal["sqrt_1024", "sqrt_1024_x4", "none"] = "sqrt_1024"
+    """``sqrt_1024``: lr (and final_lr) times sqrt(batch_size / 1024); ``sqrt_1024_x4``: four times that."""
+    schedule: Literal["constant", "cosine", "classical_cosine"] = "constant"
+    """What the rate does after its warm-up.
+
+    ``cosine`` arrives at final_lr at the last step. ``classical_cosine`` (DINO, DINOv2, DINOv3's ViT-L on ImageNet-1k)
+    warms up from exactly 0, reaches lr at the last warm-up step and would arrive one step after the last; the cosines
+    of weight decay and teacher momentum and the warm-up of the teacher temperature then do the same.
+    """
+    final_lr: Weight = 0.0
+    """Where a cosine of the rate ends."""
+    cosine_steps: Positive | None = None
+    """With ``cosine``: the rate falls for so many steps, then stays; to the last step when not given."""
+    cosine_stretch: Weight = 0.0
+    """With ``classical_cosine``: draw each wave (1 + this) times as long, cut it off at the last step and scale it."""
     warmup_steps: Count = 3_000
+    warmup_from_zero: bool = False
+    """Step i of the warm-up has i / warmup_steps of the rate, so that the first moves nothing; else (i + 1)."""
     freeze_steps: Count = 10_000
     """Stage 1: the backbone is frozen except its patch embedding."""
     unfreeze_ramp_steps: Count = 1_000
     """Stage 2 begins with a linear learning-rate ramp of the backbone."""
+    ramp_decay: bool = False
+    """The ramp scales the backbone's weight decay too: what is decayed in a step, rate x decay, ramps quadratically."""
+    freeze_patch_embedding: bool = False
+    """The patch embedding belongs to what stage 1 freezes and the ramp scales."""
     trainable_blocks: Count | None = None
-    """Only the last N blocks ever unfreeze; all when not given."""
+    """Of the blocks, only the last N ever unfreeze; all when not given."""
+    trainable_blocks_alone: bool = False
+    """With trainable_blocks: the patch embedding and the final norm never train either."""
     last_layer_freeze_steps: Count = 450
-    weight_decay: Weight = 0.04
+    weight_decay: FromTo = (0.04, 0.04)
+    """A number, or from, to (cosine over the run)."""
+    decay_tokens: bool = False
+    """Weight decay pulls the CLS, register and mask tokens towards 0 too."""
     betas: tuple[Fraction, Fraction] = (0.9, 0.999)
     clip_norm: Annotated[float, Field(gt=0)] = 3.0
     layer_decay: Annotated[float, Field(gt=0, le=1)] = 0.9
@@ -50,6 +73,19 @@ class TrainSettings(Section):
     log_every: Positive = 10
     checkpoint_every: Positive = 1_000
     keep_checkpoints: Positive = 2
+
+    @model_validator(mode="after")
+    def _keys_have_an_effect(self) -> Self:
+        for key, schedules in (
+            ("final_lr", ("cosine", "classical_cosine")),
+            ("cosine_steps", ("cosine",)),
+            ("cosine_stretch", ("classical_cosine",)),
+        ):
+            if getattr(self, key) and self.schedule not in schedules:
+                raise ValueError(
+                    f"{key} has no effect with schedule {self.schedule}; write schedule: {schedules[0]}, or drop {key}"
+                )
+        return self
 
     @model_validator(mode="after")
     def _stages_fit(self) -> Self:

@@ -86,12 +86,7 @@ def train(run: Run, batches: Iterable[ViewBatch]) -> None:
             frozen = schedules.backbone_frozen(step)
             freeze_for_stage(student.backbone, settings, stage_one=frozen)
             wrapped = _wrap(run)
-        set_rates(
-            run.optimizer,
-            schedules.lr(step),
-            backbone_factor=schedules.backbone_factor(step),
-            last_layer_frozen=schedules.last_layer_frozen(step),
-        )
+        set_rates(run.optimizer, schedules.rates(step))
 
         # Forward and backward, piece by piece; the teacher first, so that targets see the whole batch.
         pieces = make_pieces(run, batch)

@@ -8,13 +8,21 @@ from torch import Tensor, nn
 
 from openfino.models.backbone import Backbone
 from openfino.recipe import TrainSettings
+from openfino.training.schedules import Rates
 
 TOKENS = ("cls_token", "register_tokens", "mask_token")
 
 
 @dataclass(frozen=True)
 class GroupKey:
-    """What the parameters of one optimizer group have in common."""
+    """What the parameters of one optimizer group have in common.
+
+    Attributes:
+        lr_multiplier: on the learning rate.
+        decays: whether weight decay applies.
+        backbone: whether it stands still in stage 1 and then ramps up.
+        last_layer: whether it is the prototypes of a head.
+    """
 
     lr_multiplier: float
     decays: bool
@@ -22,12 +30,13 @@ class GroupKey:
     last_layer: bool = False
 
 
-def decays(name: str, parameter: Tensor) -> bool:
+def decays(name: str, parameter: Tensor, train: TrainSettings) -> bool:
     """Whether weight decay applies: not to biases, norms, layer scale, nor the CLS, register and mask tokens.
 
-    The released code decays the tokens although its comment says otherwise (official-code.md B10).
+    The released code decays the tokens although its comment says otherwise (official-code.md B10);
+    ``train.decay_tokens`` does so too.
     """
-    return parameter.ndim > 1 and not name.endswith(TOKENS)
+    return parameter.ndim > 1 and (train.decay_tokens or not name.endswith(TOKENS))
 
 
 def backbone_groups(backbone: Backbone, train: TrainSettings) -> Mapping[str, GroupKey]:
@@ -39,7 +48,8 @@ def backbone_groups(backbone: Backbone, train: TrainSettings) -> Mapping[str, Gr
         reads_pixels = backbone.is_patch_embedding(name)
         if reads_pixels:
             multiplier *= train.patch_embedding_lr
-        groups[name] = GroupKey(multiplier, decays(name, parameter), backbone=not reads_pixels)
+        still = train.freeze_patch_embedding or not reads_pixels
+        groups[name] = GroupKey(multiplier, decays(name, parameter, train), backbone=still)
     return groups
 
 
@@ -54,57 +64,60 @@ def build_optimizer(modules: Mapping[str, nn.Module], train: TrainSettings) -> t
     for module in modules.values():
         keys = backbone_groups(module, train) if isinstance(module, Backbone) else {}
         for name, parameter in module.named_parameters():
-            key = keys.get(name) or GroupKey(1.0, decays(name, parameter), False, "last_layer" in name)
+            key = keys.get(name) or GroupKey(1.0, decays(name, parameter, train), False, "last_layer" in name)
             members.setdefault(key, []).append(parameter)
     groups = [
         {
             "params": parameters,
-            "weight_decay": train.weight_decay if key.decays else 0.0,
             "lr_multiplier": key.lr_multiplier,
+            "decays": key.decays,
             "backbone": key.backbone,
             "last_layer": key.last_layer,
         }
         for key, parameters in members.items()
     ]
     on_gpu = any(parameter.is_cuda for group in groups for parameter in group["params"])  # type: ignore[attr-defined]
-    return torch.optim.AdamW(groups, lr=0.0, betas=train.betas, fused=True if on_gpu else None)
+    return torch.optim.AdamW(
+        groups, lr=0.0, weight_decay=0.0, betas=train.betas, fused=True if on_gpu else None
+    )
 
 
-def set_rates(
-    optimizer: torch.optim.Optimizer, lr: float, *, backbone_factor: float, last_layer_frozen: bool
-) -> None:
-    """Set this step's rates.
+def set_rates(optimizer: torch.optim.Optimizer, rates: Rates) -> None:
+    """Set this step's learning rate and weight decay of every group.
 
     The ramp of the backbone scales the rate only; decoupled decay follows the rate, so it ramps linearly too
-    (the released code scales both and its decay ramps quadratically, official-code.md B11).
+    (the released code scales both and its decay ramps quadratically, official-code.md B11: ``train.ramp_decay``).
     """
     for group in optimizer.param_groups:
-        rate = lr * group["lr_multiplier"]
+        rate = rates.lr * group["lr_multiplier"]
+        decay = rates.weight_decay if group["decays"] else 0.0
         if group["backbone"]:
-            rate *= backbone_factor
-        if group["last_layer"] and last_layer_frozen:
+            rate *= rates.backbone
+            decay *= rates.backbone_decay
+        if group["last_layer"] and rates.last_layer_frozen:
             rate = 0.0
-        group["lr"] = rate
+        group["lr"], group["weight_decay"] = rate, decay
 
 
 def freeze_for_stage(backbone: Backbone, train: TrainSettings, *, stage_one: bool) -> None:
     """Set which backbone parameters take gradients.
 
-    Stage 1: the patch embedding only. Stage 2: everything, or the patch embedding, the last
-    ``trainable_blocks`` blocks and the final norm.
+    Stage 1: the patch embedding only, or nothing (``freeze_patch_embedding``). Stage 2: everything, or the patch
+    embedding, the last ``trainable_blocks`` blocks and the final norm, or these blocks alone.
     """
     depth = len(backbone.blocks)
     first = 0 if train.trainable_blocks is None else depth - train.trainable_blocks
+    alone = train.trainable_blocks is not None and train.trainable_blocks_alone
     for name, parameter in backbone.named_parameters():
         layer = backbone.layer_of(name)
         if backbone.is_patch_embedding(name):
-            trains = True
+            trains = not alone and not (stage_one and train.freeze_patch_embedding)
         elif stage_one:
             trains = False
         elif layer == 0:
             trains = train.trainable_blocks is None
         else:
-            trains = layer > first
+            trains = first < layer <= (depth if alone else depth + 1)
         parameter.requires_grad_(trains)
 
 
