@@ -18,7 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from openfino.distributed import World, barrier, gather_objects, sum_over_ranks, to_device
 from openfino.factors.encode import EncodedFactor
-from openfino.images.loader import ViewBatch, finish_views
+from openfino.images.loader import ViewBatch, finish_gram_views, finish_views
 from openfino.models.ema import update_teacher
 from openfino.recipe import Recipe
 from openfino.training import guards
@@ -29,6 +29,7 @@ from openfino.training.checkpoint import (
     save_checkpoint,
     strip,
 )
+from openfino.training.gram import GramTeacher
 from openfino.training.logging import RunLog
 from openfino.training.optimizer import freeze_for_stage, gradient_norm, set_rates
 from openfino.training.schedules import Schedules
@@ -48,6 +49,7 @@ class Run:
     schedules: Schedules
     device: torch.device
     world: World
+    gram: GramTeacher | None = None
     factors: Mapping[str, EncodedFactor] = field(default_factory=dict)
     log: RunLog = field(default_factory=RunLog.silent)
     on_probe: Hook | None = None
@@ -92,7 +94,9 @@ def train(run: Run, batches: Iterable[ViewBatch]) -> None:
         pieces = make_pieces(run, batch)
         with _autocast(run):
             temperature = schedules.teacher_temperature(step)
-            targets = teacher_targets(run.teacher, pieces, temperature, run.model.objective.centering)
+            targets = teacher_targets(
+                run.teacher, pieces, temperature, run.model.objective.centering, run.gram
+            )
         total, values = _forward_backward(run, wrapped, pieces, targets)
 
         # Guard, clip, step: in this order, so that a bad gradient touches nothing.
@@ -108,6 +112,8 @@ def train(run: Run, batches: Iterable[ViewBatch]) -> None:
             run.model.objective.commit(torch.cat([own.cls for own in targets], dim=1), _whole_factors(pieces))
         else:
             _report_skip(run, guard, pieces, values, batch.rows)
+        if run.gram and run.gram.after_step(step, run.teacher.backbone):
+            run.log.say(f"step {step}: the Gram teacher is now a copy of the averaged teacher")
         run.optimizer.zero_grad(set_to_none=True)
         run.step, run.skipped, run.consecutive_skips = step + 1, guard.skipped, guard.consecutive
 
@@ -154,6 +160,7 @@ def make_pieces(run: Run, batch: ViewBatch) -> list[Piece]:
                 slots=torch.arange(first_slot + start, first_slot + start + part.rows.shape[0]),
                 batch_size=recipe.train.batch_size,
                 valid_counts=valid_counts,
+                gram_views=finish_gram_views(part, recipe.images.normalization),
             )
         )
     return pieces
@@ -260,6 +267,8 @@ def _metrics(
     metrics |= {name: (sum_over_ranks(value.float()) / ranks).item() for name, value in measured.items()}
     unreadable = sum_over_ranks(torch.tensor(float(len(run.unreadable)), device=run.device))
     step = run.step - 1
+    if run.gram:
+        metrics["schedule/gram_weight"] = run.gram.weight(step)
     metrics |= {
         "schedule/lr": run.schedules.lr(step),
         "schedule/backbone": run.schedules.backbone_factor(step),
@@ -282,6 +291,7 @@ def save_run(run: Run) -> None:
             "model": run.model.state_dict(),
             "teacher": run.teacher.state_dict(),
             "optimizer": optimizer_tensors(run.optimizer, names),
+            "gram": run.gram.state_dict() if run.gram else {},
         }
         tensors = {f"{root}/{name}": value for root, part in parts.items() for name, value in part.items()}
         state = {"skipped": run.skipped, "consecutive_skips": run.consecutive_skips, "unreadable": unreadable}
@@ -297,6 +307,8 @@ def restore_run(run: Run, tensors: Mapping[str, Tensor], state: Mapping[str, Any
     run.model.load_state_dict(grow_rows(strip(tensors, "model"), run.model.state_dict()))
     run.teacher.load_state_dict(strip(tensors, "teacher"))
     load_optimizer_tensors(run.optimizer, strip(tensors, "optimizer"), dict(run.model.named_parameters()))
+    if run.gram and run.gram.backbone:
+        run.gram.load_state_dict(strip(tensors, "gram"), state["step"], run.teacher.backbone)
     run.step, run.skipped = state["step"], state["skipped"]
     run.consecutive_skips = state["consecutive_skips"]
     if run.world.is_main:

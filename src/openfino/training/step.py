@@ -19,6 +19,7 @@ from openfino.models.head import ProjectionHead
 from openfino.objectives.base import Views
 from openfino.objectives.objective import Objective
 from openfino.recipe import ObjectiveSettings
+from openfino.training.gram import GramTeacher
 
 
 class Student(nn.Module):
@@ -52,6 +53,7 @@ class Piece:
         factors: per factor name.
         slots: place of each image in the global batch, int64 [B], on the CPU. batch_size: images of the global batch.
         valid_counts: per factor, how many images of the global batch have a value, a scalar.
+        gram_views: the regions of the global views at the Gram teacher's own size, if it has one [V, B, C, H, W].
     """
 
     step: int
@@ -63,23 +65,26 @@ class Piece:
     slots: Tensor
     batch_size: int
     valid_counts: Mapping[str, Tensor]
+    gram_views: Tensor | None = None
 
 
 @dataclass(frozen=True)
 class Targets:
-    """What the teacher says of one piece, without gradient."""
+    """What the teachers say of one piece, without gradient."""
 
     probs: Tensor  # [V, B, K]
     masked_probs: Tensor  # [M, J]
     cls: Tensor  # [V, B, D]
+    gram_patches: Tensor | None = None  # of the Gram teacher [V, B, P, its D]; None at steps without it
 
 
 def encode_views(
     backbone: Backbone, views: Tensor, masks: Tensor | None = None, *, local: bool = False
 ) -> Tokens:
-    """Tokens of ``views`` [V, B, C, H, W] with the same two leading dimensions."""
+    """Tokens of ``views`` [V, B, C, H, W] with the same two leading dimensions; masks are for who can mask."""
     crops, images = views.shape[:2]
-    tokens = backbone(views.flatten(0, 1), None if masks is None else masks.flatten(0, 1), local=local)
+    hidden = masks.flatten(0, 1) if masks is not None and backbone.can_mask else None
+    tokens = backbone(views.flatten(0, 1), hidden, local=local)
     return Tokens(
         *(part.unflatten(0, (crops, images)) for part in (tokens.cls, tokens.registers, tokens.patches))
     )
@@ -87,18 +92,28 @@ def encode_views(
 
 @torch.no_grad()
 def teacher_targets(
-    teacher: Student, pieces: Sequence[Piece], temperature: float, centering: nn.ModuleDict
+    teacher: Student,
+    pieces: Sequence[Piece],
+    temperature: float,
+    centering: nn.ModuleDict,
+    gram: GramTeacher | None = None,
 ) -> list[Targets]:
     """Targets of every piece, made by ``centering`` (see :func:`openfino.objectives.centering.build_centering`).
 
     All pieces of a batch pass the teacher first, so that gradient accumulation does not change the targets.
     """
     cls, logits, masked_logits = [], [], []
+    gram_patches: list[Tensor | None] = []
     for piece in pieces:
         tokens = encode_views(teacher.backbone, piece.global_views)
         cls.append(tokens.cls.float())
         logits.append(teacher.dino_head(tokens.cls)[0].float())
         masked_logits.append(teacher.masked_logits(tokens.patches, piece.masked).float())
+        gram_patches.append(
+            gram.patches(teacher.backbone, tokens.patches, piece.global_views, piece.gram_views)
+            if gram is not None and gram.weight(piece.step) > 0
+            else None
+        )
     crops, counts = logits[0].shape[0], [part.shape[1] for part in logits]
     probs = centering["dino"](torch.cat([part.flatten(0, 1) for part in logits]), temperature)
     masked_counts = [part.shape[0] for part in masked_logits]
@@ -108,8 +123,10 @@ def teacher_targets(
     probs_of = probs.split([crops * count for count in counts])
     masked_of = masked.split(masked_counts)
     return [
-        Targets(own.unflatten(0, (crops, count)), own_masked, own_cls)
-        for own, own_masked, own_cls, count in zip(probs_of, masked_of, cls, counts, strict=True)
+        Targets(own.unflatten(0, (crops, count)), own_masked, own_cls, own_gram)
+        for own, own_masked, own_cls, own_gram, count in zip(
+            probs_of, masked_of, cls, gram_patches, counts, strict=True
+        )
     ]
 
 
@@ -162,6 +179,7 @@ class TrainableModel(nn.Module):
             batch_size=piece.batch_size,
             factors=piece.factors,
             valid_counts=piece.valid_counts,
+            gram_patches=targets.gram_patches,
         )
 
     def _draw_drop_path(self, piece: Piece, crops: int, group: int) -> None:
