@@ -26,7 +26,7 @@ from openfino.models.loading import LoadReport, fit_channels, pretrained_backbon
 from openfino.models.store import model_folder, quiet_transformers, save_backbone
 from openfino.objectives.guidance.guidance import GuidedFactor
 from openfino.objectives.objective import build_objective
-from openfino.preflight import Preflight, encode_factors, preflight
+from openfino.preflight import Preflight, encode_factors, preflight, with_source_normalization
 from openfino.prober import Prober
 from openfino.recipe import Recipe
 from openfino.runfolder import check_folder, claim_folder, describe_environment, write_whole
@@ -39,6 +39,7 @@ from openfino.training.step import Student, TrainableModel
 
 VOCABULARY_FILE = "factors.json"
 SUMMARY_FILE = "summary.json"
+NO_MASKS = {"mask_fraction": 0.0}
 
 
 def adapt(
@@ -60,6 +61,7 @@ def adapt(
     started = time.perf_counter()
 
     # Recipe, table, files, factors, sizes, weights: what can be refused is refused here, before anything is written.
+    recipe = with_source_normalization(recipe)
     if world.is_main:
         check_folder(recipe, resume=resume, overwrite=overwrite)
     ready = preflight(recipe, read_images="exist" if world.is_main else "none")
@@ -250,12 +252,13 @@ def describe(recipe: Recipe, ready: Preflight, factors: Mapping[str, EncodedFact
 
 
 def _batches(recipe: Recipe, ready: Preflight, run: Run, world: World) -> Any:
+    maskable = run.model.student.backbone.can_mask
     return build_loader(
         ready.manifest,
         ready.rows,
         images=recipe.images,
         views=recipe.views,
-        ibot=recipe.objective.ibot,
+        ibot=recipe.objective.ibot if maskable else recipe.objective.ibot.model_copy(update=NO_MASKS),
         channels=ready.channels,
         patch_size=ready.patch_size,
         seed=recipe.seed,

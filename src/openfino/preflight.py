@@ -24,7 +24,7 @@ from openfino.images.read import count_channels
 from openfino.manifest import Manifest, read_manifest
 from openfino.models.families import backbone_config, family_of
 from openfino.models.loading import read_config
-from openfino.models.store import model_folder
+from openfino.models.store import model_folder, source_normalization
 from openfino.recipe import GivenNormalization, Recipe
 
 
@@ -58,6 +58,7 @@ def preflight(
         OpenfinoError: if the manifest cannot be read at all.
         InputProblemsError: with every problem found.
     """
+    recipe = with_source_normalization(recipe)
     manifest = read_manifest(recipe.manifest, path_columns=recipe.images.path_columns, missing=recipe.missing)
     problems = check_manifest(
         manifest,
@@ -80,6 +81,18 @@ def preflight(
     if problems:
         raise InputProblemsError(problems)
     return Preflight(manifest, rows, channels, patch_size, specs, reasons, vocabularies)
+
+
+def with_source_normalization(recipe: Recipe) -> Recipe:
+    """The recipe with the normalisation that the starting weights know, unless it names one itself."""
+    if recipe.model.source is None or "normalization" in recipe.images.model_fields_set:
+        return recipe
+    try:
+        known = source_normalization(recipe.model.source)
+    except OpenfinoError:
+        return recipe  # what is wrong with the source is said where the other problems are
+    images = recipe.images.model_copy(update={"normalization": known})
+    return recipe.model_copy(update={"images": images})
 
 
 def encode_factors(
@@ -164,7 +177,8 @@ def _channels(recipe: Recipe, manifest: Manifest, problems: list[Problem]) -> li
         for key in ("mean", "std"):
             if len(getattr(normalization, key)) != count:
                 what = f"{len(getattr(normalization, key))} values for {count} channels"
-                problems.append(Problem(f"images.normalization.{key}", what, "Give one per channel"))
+                remedy = "Give one per channel, or write normalization: zscore"
+                problems.append(Problem(f"images.normalization.{key}", what, remedy))
     protein = recipe.views.protein_channel
     if protein is not None and protein not in names:
         what = f"there is no channel {protein!r}"

@@ -19,6 +19,8 @@ from openfino.errors import OpenfinoError
 from openfino.images.preprocess import Preprocessing
 from openfino.models.backbone import Backbone
 from openfino.models.loading import OWN_WEIGHTS, pretrained_backbone
+from openfino.models.pretraining import default_preprocessing, pretraining_normalization
+from openfino.recipe import Normalization
 
 SIDECAR = "openfino.json"
 FORMAT = 1
@@ -66,8 +68,7 @@ def save_backbone(
         backbone.model.save_pretrained(partial)
     if own := backbone.own_state():
         save_file({name: value.contiguous() for name, value in own.items()}, partial / OWN_WEIGHTS)
-    sidecar = {"format": FORMAT, "preprocessing": preprocessing.to_json(), "provenance": dict(provenance)}
-    (partial / SIDECAR).write_text(json.dumps(sidecar, indent=1), encoding="utf-8")
+    write_sidecar(partial, preprocessing, provenance)
     if folder.exists():
         old = folder.with_name(f".{folder.name}.old")
         shutil.rmtree(old, ignore_errors=True)
@@ -101,8 +102,7 @@ def model_folder(source: str | Path) -> Path | None:
 def load_model(source: str | Path) -> LoadedModel:
     """Load a backbone in evaluation mode and float32, with its preprocessing.
 
-    A model without ``openfino.json`` (any Hugging Face DINOv3) gets its configuration's image size and ImageNet
-    normalisation, or per-image z-scores when it has other than three channels.
+    A model without ``openfino.json`` gets :func:`openfino.models.pretraining.default_preprocessing`.
 
     Raises:
         OpenfinoError: if there is nothing to load.
@@ -111,22 +111,37 @@ def load_model(source: str | Path) -> LoadedModel:
     with quiet_transformers():
         backbone, _ = pretrained_backbone(str(folder or source))
     backbone.requires_grad_(False).eval()
-    sidecar = folder / SIDECAR if folder else None
-    if sidecar is not None and sidecar.is_file():
-        stored = json.loads(sidecar.read_text(encoding="utf-8"))
+    stored = read_sidecar(folder)
+    if stored is not None:
         return LoadedModel(
             backbone, Preprocessing.from_json(stored["preprocessing"]), stored["provenance"], folder
         )
-    return LoadedModel(backbone, default_preprocessing(backbone), {"source": str(source)}, folder)
+    preprocessing = default_preprocessing(backbone, str(folder or source))
+    return LoadedModel(backbone, preprocessing, {"source": str(source)}, folder)
 
 
-def default_preprocessing(backbone: Backbone) -> Preprocessing:
-    """Preprocessing for a model that carries none."""
-    size = backbone.config.image_size
-    height, width = (size, size) if isinstance(size, int) else (size[0], size[1])
-    names = ["red", "green", "blue"] if backbone.channels == 3 else None
-    return Preprocessing(
-        size=(height, width),
-        normalization="imagenet" if backbone.channels == 3 else "zscore",
-        channels=names or [f"channel_{index}" for index in range(backbone.channels)],
-    )
+def source_normalization(source: str | Path) -> Normalization:
+    """How the images of a run, a model folder or a hub name were normalised, without opening the weights.
+
+    Raises:
+        OpenfinoError: if there is no model, or if it is of no family that we know.
+    """
+    folder = model_folder(source)
+    sidecar = read_sidecar(folder)
+    if sidecar is not None:
+        return Preprocessing.from_json(sidecar["preprocessing"]).normalization
+    return pretraining_normalization(str(folder or source))
+
+
+def write_sidecar(folder: Path, preprocessing: Preprocessing, provenance: Mapping[str, Any]) -> None:
+    """Write ``openfino.json`` into ``folder``."""
+    sidecar = {"format": FORMAT, "preprocessing": preprocessing.to_json(), "provenance": dict(provenance)}
+    (folder / SIDECAR).write_text(json.dumps(sidecar, indent=1), encoding="utf-8")
+
+
+def read_sidecar(folder: Path | None) -> dict[str, Any] | None:
+    """The content of ``openfino.json``; None where there is none."""
+    if folder is None or not (folder / SIDECAR).is_file():
+        return None
+    content: dict[str, Any] = json.loads((folder / SIDECAR).read_text(encoding="utf-8"))
+    return content

@@ -25,7 +25,10 @@ class ImageSettings(Section):
     channels: list[str] | None = None
     """Names of the channels; ``channel_0`` ... when not given."""
     normalization: Normalization = "imagenet"
-    """``imagenet`` (3 channels), ``zscore`` (per image and channel), or given mean and std."""
+    """``imagenet`` (3 channels), ``zscore`` (per image and channel), or given mean and std.
+
+    When not given: what the starting weights were trained with (ImageNet's for all of DINO, 0.5 for SigLIP).
+    """
 
 
 class ViewSettings(Section):
