@@ -5,6 +5,7 @@ import torch
 from make_views import make_views, take_images
 from torch import Tensor
 
+from openfino.objectives.base import Views
 from openfino.objectives.dino import DinoTerm, cross_entropy
 
 
@@ -46,6 +47,24 @@ def test_eight_local_crops_weigh_eight_ninths() -> None:
     local = cross_entropy(views.local_logits, views.teacher_probs, 0.1)
     torch.testing.assert_close(DinoTerm()(views), loss / 9 + local * 8 / 9)
     torch.testing.assert_close(DinoTerm(local_weight=0.5)(views), loss / 9 + local * 4 / 9)
+
+
+def test_with_same_crop_pairs_the_shares_count_them() -> None:
+    """Four pairs of global crops instead of two: eight local crops weigh 16 of 20."""
+    views = make_views(local_crops=8)
+    term = DinoTerm(same_crop_pairs=True)
+    loss = cross_entropy(views.global_logits, views.teacher_probs, 0.1)
+    local = cross_entropy(views.local_logits, views.teacher_probs, 0.1)
+    torch.testing.assert_close(term(views), loss * 4 / 20 + local * 16 / 20)
+    torch.testing.assert_close(term.metrics()["dino/global"], loss.detach())
+    assert not torch.isclose(term.metrics()["dino/global"], global_part(views))
+
+
+def global_part(views: Views) -> Tensor:
+    """The global part without the pairs of a crop with itself."""
+    term = DinoTerm()
+    term(views)
+    return term.metrics()["dino/global"]
 
 
 def test_without_local_crops_only_the_global_part_is_left() -> None:

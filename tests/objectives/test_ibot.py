@@ -3,7 +3,7 @@ import torch
 from make_views import PATCHES, make_views, take_images
 from torch import Tensor
 
-from openfino.objectives.ibot import IbotTerm, masked_patch_cross_entropy
+from openfino.objectives.ibot import IbotTerm, masked_patch_cross_entropy, weighted_patch_cross_entropy
 
 
 def naive(student: Tensor, teacher: Tensor, masks: Tensor, temperature: float) -> float:
@@ -32,6 +32,33 @@ def test_gradient() -> None:
     teacher = torch.rand(3, 4, dtype=torch.float64).softmax(dim=-1)
     student = torch.randn(3, 4, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(lambda x: masked_patch_cross_entropy(x, teacher, masks, 0.5), student)
+
+
+def test_given_weights_match_loops() -> None:
+    generator = torch.Generator().manual_seed(2)
+    student = torch.randn(4, 5, generator=generator, dtype=torch.float64)
+    teacher = torch.rand(4, 5, generator=generator, dtype=torch.float64).softmax(dim=-1)
+    weights = [0.5, 0.0, 2.0, 1.0]
+    one_patch = torch.ones(1, 1, dtype=torch.bool)
+    expected = sum(
+        weight * naive(student[row : row + 1], teacher[row : row + 1], one_patch, 0.2)
+        for row, weight in enumerate(weights)
+    )
+    value = weighted_patch_cross_entropy(student, teacher, torch.tensor(weights).double(), 3, 0.2)
+    assert value.item() == pytest.approx(expected / 3, rel=1e-12)
+
+
+def test_gradient_with_given_weights() -> None:
+    generator = torch.Generator().manual_seed(3)
+    teacher = torch.rand(3, 4, dtype=torch.float64, generator=generator).softmax(dim=-1)
+    student = torch.randn(3, 4, dtype=torch.float64, generator=generator).requires_grad_()
+    weights = torch.tensor([0.5, 0.0, 2.0], dtype=torch.float64)
+    assert torch.autograd.gradcheck(
+        lambda x: weighted_patch_cross_entropy(x, teacher, weights, 2, 0.5), student
+    )
+    weighted_patch_cross_entropy(student, teacher, weights, 2, 0.5).backward()
+    assert not student.grad[1].any()
+    assert student.grad[0].any()
 
 
 def test_term_flattens_crops_before_images() -> None:

@@ -8,16 +8,19 @@ from torch import Tensor
 from openfino.objectives.koleo import KoleoTerm, koleo
 
 
-def naive(embeddings: Tensor, groups: list[list[int]]) -> float:
+def naive(embeddings: Tensor, groups: list[list[int]], neighbours: int = 1) -> float:
     points = [[x / math.sqrt(sum(y * y for y in row)) for x in row] for row in embeddings.double().tolist()]
     total, count = 0.0, 0
     for group in groups:
         for i in group:
-            total -= math.log(min(math.dist(points[i], points[j]) for j in group if j != i))
-            count += 1
+            distances = sorted(math.dist(points[i], points[j]) for j in group if j != i)
+            for distance in distances[:neighbours]:
+                total -= math.log(distance)
+                count += 1
     return total / count
 
 
+@pytest.mark.parametrize("neighbours", [1, 2, 3, 5])
 @pytest.mark.parametrize(
     ("size", "groups"),
     [
@@ -27,14 +30,18 @@ def naive(embeddings: Tensor, groups: list[list[int]]) -> float:
         (20, [list(range(8))]),
     ],
 )
-def test_matches_loops(size: int | None, groups: list[list[int]]) -> None:
+def test_matches_loops(size: int | None, groups: list[list[int]], neighbours: int) -> None:
+    """A group with fewer others than ``neighbours`` gives all that every group has."""
     embeddings = torch.randn(8, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    assert koleo(embeddings, size).item() == pytest.approx(naive(embeddings, groups), abs=1e-6)
+    expected = naive(embeddings, groups, min(neighbours, len(groups[0]) - 1))
+    assert koleo(embeddings, size, neighbours).item() == pytest.approx(expected, abs=1e-6)
 
 
-def test_gradient_reaches_both_ends() -> None:
-    embeddings = torch.randn(5, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-    assert torch.autograd.gradcheck(koleo, embeddings.requires_grad_())
+@pytest.mark.parametrize("neighbours", [1, 2])
+@pytest.mark.parametrize("size", [None, 3])
+def test_gradient_reaches_both_ends(size: int | None, neighbours: int) -> None:
+    embeddings = torch.randn(7, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    assert torch.autograd.gradcheck(lambda x: koleo(x, size, neighbours), embeddings.requires_grad_())
 
 
 def test_descending_spreads_the_embeddings() -> None:
@@ -47,6 +54,7 @@ def test_descending_spreads_the_embeddings() -> None:
 
 @pytest.mark.parametrize("size", [None, 1])
 def test_a_row_without_neighbour_gives_a_zero_with_graph(size: int | None) -> None:
+    """Taken as its own neighbour, as the authors' code does, it would add -log(1e-8), about 18."""
     embeddings = torch.randn(1 if size is None else 4, 3, requires_grad=True)
     value = koleo(embeddings, size)
     value.backward()
@@ -70,6 +78,20 @@ def test_length_of_embeddings_does_not_matter() -> None:
 def test_term_sums_the_crops() -> None:
     views = make_views()
     torch.testing.assert_close(KoleoTerm()(views), koleo(views.global_cls[0]) + koleo(views.global_cls[1]))
+
+
+def test_first_crop_only() -> None:
+    views = make_views()
+    value = KoleoTerm(first_crop_only=True)(views)
+    torch.testing.assert_close(value, koleo(views.global_cls[0]))
+    (gradient,) = torch.autograd.grad(value, views.global_cls)
+    assert not gradient[1].any()
+
+
+def test_term_with_more_neighbours() -> None:
+    views = make_views(images=6)
+    expected = sum(naive(crop.detach(), [[0, 1, 2], [3, 4, 5]], 2) for crop in views.global_cls)
+    assert KoleoTerm(group_size=3, neighbours=2)(views).item() == pytest.approx(expected, rel=1e-4)
 
 
 def test_order_of_images_does_not_matter() -> None:

@@ -55,7 +55,10 @@ def measure() -> dict[str, Any]:
         "train": {"steps": 10, "freeze_steps": 0, "warmup_steps": 0, "unfreeze_ramp_steps": 0},
     }
     factors = {name: factor.role for name, factor in FACTORS.items()}
-    objective_settings = {"koleo": {"weight": 0.1, "group_size": 4}, "sigreg": {"directions": 16}}
+    objective_settings = {
+        "koleo": {"weight": 0.1, "group_size": 4, "neighbours": 2},
+        "sigreg": {"directions": 16},
+    }
     recipe = build_recipe({**settings, "factors": factors, "objective": objective_settings})
     objective = build_objective(recipe, FACTORS, EMBED)
     results: dict[str, Any] = {}

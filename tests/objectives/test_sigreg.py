@@ -1,11 +1,14 @@
 import math
+from pathlib import Path
 
 import pytest
 import torch
 from make_views import make_views, take_images
 from torch import Tensor
 
+from openfino.distributed import current_world, sum_over_ranks
 from openfino.objectives.sigreg import SigregTerm, random_directions, sigreg
+from ranks import run_on_ranks
 
 
 def naive(samples: Tensor, directions: Tensor, knots: int, limit: float) -> float:
@@ -72,6 +75,53 @@ def test_term_is_the_mean_over_crops_with_shared_directions() -> None:
     directions = random_directions(views.bottleneck.shape[-1], 16, seed=2, step=5)
     expected = (sigreg(views.bottleneck[0], directions) + sigreg(views.bottleneck[1], directions)) / 2
     torch.testing.assert_close(SigregTerm(directions=16, seed=2)(views), expected)
+
+
+def test_term_may_sum_the_crops() -> None:
+    views = make_views(step=5)
+    summed = SigregTerm(directions=16, sum_crops=True)(views)
+    torch.testing.assert_close(summed, 2 * SigregTerm(directions=16)(views))
+
+
+def sigreg_with_a_reduction_without_gradient(samples: Tensor, directions: Tensor) -> Tensor:
+    """As the authors' code behaves on several ranks: autograd takes the sum over ranks for this rank's own summand."""
+    frequencies = torch.linspace(-5, 5, 17, dtype=samples.dtype)
+    normal = (-(frequencies**2) / 2).exp()
+    angles = (samples @ directions)[:, :, None] * frequencies
+    moments = torch.stack([angles.cos().mean(dim=0), angles.sin().mean(dim=0)])
+    moments = (moments + (sum_over_ranks(moments) - moments).detach()) / current_world().size
+    heights = ((moments[0] - normal) ** 2 + moments[1] ** 2) * normal
+    return torch.trapezoid(heights, frequencies).mean()
+
+
+def gradients_on_ranks() -> dict[str, Tensor]:
+    """Value and gradient of this rank's share of 12 samples, averaged over ranks as DDP does."""
+    world = current_world()
+    own = torch.arange(12).chunk(world.size)[world.rank]
+    samples = torch.randn(12, 4, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
+    directions = random_directions(4, 8, seed=0, step=0).double()
+    results = {}
+    for name, function in (("ours", sigreg), ("theirs", sigreg_with_a_reduction_without_gradient)):
+        mine = samples[own].requires_grad_()
+        value = function(mine, directions)
+        (gradient,) = torch.autograd.grad(value, mine)
+        results |= {f"{name} value": value.detach(), f"{name} gradient": gradient / world.size}
+    return results
+
+
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_on_several_ranks_the_gradient_is_that_of_one_and_not_a_part_of_it(
+    tmp_path: Path, ranks: int
+) -> None:
+    """A reduction without derivative gives the right value with a gradient ``ranks`` times too small."""
+    one, several = gradients_on_ranks(), run_on_ranks(gradients_on_ranks, ranks, tmp_path)
+    torch.testing.assert_close(one["theirs gradient"], one["ours gradient"])
+    for name in ("ours value", "theirs value"):
+        for rank in several:
+            torch.testing.assert_close(rank[name], one[name])
+    ours, theirs = (torch.cat([rank[f"{name} gradient"] for rank in several]) for name in ("ours", "theirs"))
+    torch.testing.assert_close(ours, one["ours gradient"])
+    torch.testing.assert_close(theirs * ranks, one["ours gradient"])
 
 
 def test_pieces_of_a_step_share_the_directions_and_steps_do_not(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -46,6 +46,31 @@ def test_large_logits_stay_finite(scale: float) -> None:
         torch.testing.assert_close(probs.double(), naive(logits, 0.04, 3), atol=1e-3, rtol=0)
 
 
+def without_logarithms(logits: torch.Tensor, temperature: float) -> torch.Tensor:
+    """The textbook form in float32, as the authors' code has it."""
+    masses = (logits / temperature).exp()
+    masses /= masses.sum()
+    for _ in range(3):
+        masses /= masses.sum(dim=0) * masses.shape[1]
+        masses /= masses.sum(dim=1, keepdim=True) * masses.shape[0]
+    return masses * masses.shape[0]
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        [[4.0, 0.0, 1.0], [0.5, 1.0, 0.0]],  # exp(100) is infinite in float32
+        [[3.0, 3.0, 2.9], [-3.0, -2.9, -3.0]],  # beside exp(75), the whole row of exp(-75) becomes zero
+    ],
+    ids=["overflow", "underflow"],
+)
+def test_stays_finite_where_the_textbook_form_does_not(rows: list[list[float]]) -> None:
+    logits = torch.tensor(rows)
+    assert not without_logarithms(logits, 0.04).isfinite().all()
+    assert without_logarithms(logits, 1.0).isfinite().all()
+    torch.testing.assert_close(sinkhorn(logits, 0.04).double(), naive(logits, 0.04, 3), atol=1e-4, rtol=0)
+
+
 def test_rows_sum_to_one_and_prototypes_share_the_samples() -> None:
     logits = torch.randn(32, 8, generator=torch.Generator().manual_seed(2))
     probs = sinkhorn(logits, 0.1, iterations=200)
