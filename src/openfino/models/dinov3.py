@@ -1,4 +1,4 @@
-"""DINOv3 vision transformers: transformers' ``DINOv3ViTModel``."""
+"""DINOv3 vision transformers: transformers' ``DINOv3ViTModel``, with the variants of :mod:`openfino.models.vit`."""
 
 from torch import Tensor
 from transformers import PreTrainedConfig
@@ -27,4 +27,4 @@ class Dinov3Backbone(Backbone):
 
     def forward(self, pixels: Tensor, masks: Tensor | None = None, *, local: bool = False) -> Tokens:
         """See :meth:`Backbone.forward`."""
-        return self.tokens_of(self.model(pixel_values=pixels, bool_masked_pos=masks))
+        return self.tokens_of(self.model(pixel_values=pixels, bool_masked_pos=masks, local=local))

@@ -9,7 +9,6 @@ from transformers import (
     Dinov2Model,
     Dinov2WithRegistersModel,
     DINOv3ConvNextModel,
-    DINOv3ViTModel,
     PreTrainedConfig,
     Siglip2VisionModel,
     SiglipVisionModel,
@@ -21,6 +20,7 @@ from openfino.models.convnext import ConvNextBackbone
 from openfino.models.dinov2 import Dinov2Backbone, Dinov2RegistersBackbone
 from openfino.models.dinov3 import Dinov3Backbone
 from openfino.models.siglip import NaflexBackbone, SiglipBackbone
+from openfino.models.vit import DINOv3ViTModel
 
 
 @dataclass(frozen=True)
