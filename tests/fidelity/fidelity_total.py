@@ -7,7 +7,6 @@ from comparisons import Compared, component, leaf
 
 from golden_data import Case
 from openfino.objectives.base import Views
-from openfino.objectives.gram import gram_loss
 from openfino.objectives.objective import Objective, build_objective
 from openfino.recipe import build_recipe
 
@@ -37,6 +36,7 @@ def views_of(case: Case) -> tuple[Views, dict[str, torch.Tensor]]:
         teacher_cls=torch.zeros(*crops, settings["D"]),
         slots=torch.arange(settings["B"]),
         batch_size=settings["B"],
+        gram_patches=case["teacher_patches"].unflatten(0, crops),
         **inputs,
     )
     return views, leaves
@@ -68,6 +68,10 @@ def objective_of(case: Case) -> Objective:
                     "knots": settings["sigreg_n_knots"],
                     "range": settings["sigreg_range_max"],
                 },
+                "gram": {
+                    "weight": settings["gram_loss_weight"] if settings["gram"] else 0.0,
+                    "per_image": settings["gram_img_level"],
+                },
             },
         }
     )
@@ -92,10 +96,6 @@ def total(case: Case, dtype: torch.dtype) -> Iterator[Compared]:
     views, leaves = views_of(case)
     objective.begin(views.teacher_cls, {})
     loss, values = objective(views)
-    if case.hparams["gram"]:
-        gram = gram_loss(leaves["student_patches"], case["teacher_patches"])
-        loss = loss + case.hparams["gram_loss_weight"] * gram
-        yield Compared("terms/gram_loss", gram)
     loss.backward()
     metrics = objective.metrics()
     yield Compared("total", loss)
@@ -105,6 +105,9 @@ def total(case: Case, dtype: torch.dtype) -> Iterator[Compared]:
     yield Compared("terms/ibot_loss", values["ibot"])
     for name in {"koleo", "sigreg"} & set(values):
         yield Compared(f"terms/{name}_loss", values[name] / crops)
+    if "gram" in values:
+        yield Compared("terms/gram_loss", values["gram"])
+        yield Compared("terms/gram_loss_weight", torch.tensor(objective.terms["gram"].weight(views.step)))
     for name, tensor in leaves.items():
         if f"grad_{name}" in case:
             yield Compared(f"grad_{name}", tensor.grad)

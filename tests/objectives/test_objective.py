@@ -91,16 +91,18 @@ def test_no_term_is_refused() -> None:
 def test_settings_reach_the_terms() -> None:
     objective = make_objective(
         guided=True,
-        dino={"student_temperature": 0.2, "local_weight": 0.5},
+        dino={"student_temperature": 0.2, "local_weight": 0.5, "same_crop_pairs": True},
         ibot={"student_temperature": 0.3},
-        koleo={"weight": 0.1, "group_size": 2},
-        sigreg={"directions": 8, "knots": 5, "range": 2.0},
+        koleo={"weight": 0.1, "group_size": 2, "neighbours": 3, "first_crop_only": True},
+        sigreg={"directions": 8, "knots": 5, "range": 2.0, "sum_crops": True},
     )
     dino, ibot, koleo, sigreg, _ = objective.terms.values()
     assert (dino.temperature, dino.local_weight, ibot.temperature) == (0.2, 0.5, 0.3)
+    assert (dino.same_crop_pairs, koleo.first_crop_only, sigreg.sum_crops) == (True, True, True)
+    assert koleo.neighbours == 3
     assert (koleo.group_size, sigreg.directions, sigreg.knots, sigreg.limit) == (2, 8, 5, 2.0)
     guidance = objective.guidance
-    assert (guidance.unfreeze_step, guidance.total_steps) == (10_000, 25_000)
+    assert (guidance.ramp_start, guidance.total_steps) == (10_000, 25_000)
 
 
 def test_metrics_of_all_terms_and_commit() -> None:

@@ -26,8 +26,8 @@ class Views:
     local_logits: Tensor  # [N, B, K]
     masked_logits: Tensor  # student iBOT-head outputs of the masked patches [M, J]
     masks: Tensor  # bool [V, B, P], True = replaced by the mask token
-    teacher_probs: Tensor  # Sinkhorn targets [V, B, K], rows sum to one
-    teacher_masked_probs: Tensor  # Sinkhorn targets of the masked patches [M, J]
+    teacher_probs: Tensor  # targets [V, B, K], rows sum to one
+    teacher_masked_probs: Tensor  # targets of the masked patches [M, J]
     teacher_cls: Tensor  # teacher CLS of the global crops [V, B, D], no gradient
     slots: Tensor  # place of each image in the global batch, int64 [B]
     batch_size: int  # images of the global batch
