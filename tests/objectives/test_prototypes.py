@@ -3,7 +3,9 @@ import math
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
+from golden_data import Case, golden_cases
 from openfino.objectives.guidance.prototypes import PrototypeBank, prototype_logits
 
 VALUES = torch.tensor([2, 0, 2, 3, 0])
@@ -91,6 +93,103 @@ def test_images_without_value_do_not_undo_the_move() -> None:
     torch.testing.assert_close(bank.prototypes, alone.prototypes)
 
 
+class NaivePrototypes:
+    """Equations 1 and 2 in loops over Python's floats: first images give their mean, then the moving average."""
+
+    def __init__(self, temperature: float, momentum: float) -> None:
+        self.temperature, self.momentum = temperature, momentum
+        self.prototypes: dict[int, list[float]] = {}
+
+    def step(self, crops: list[list[list[float]]], values: list[int], momentum: float | None) -> None:
+        """``crops`` [V][B][D]; ``momentum`` None admits only."""
+        for value in sorted(set(values)):
+            if momentum is None and value in self.prototypes:
+                continue
+            members = [i for i, other in enumerate(values) if other == value]
+            rows = [naive_unit(crop[i]) for crop in crops for i in members]
+            mean = [sum(column) / len(rows) for column in zip(*rows, strict=True)]
+            if momentum is not None:
+                old = self.prototypes[value]
+                mean = [momentum * a + (1 - momentum) * b for a, b in zip(old, mean, strict=True)]
+            self.prototypes[value] = naive_unit(mean)
+
+    def loss(self, features: list[float], value: int) -> float:
+        scores = {
+            other: sum(a * b for a, b in zip(naive_unit(features), prototype, strict=True)) / self.temperature
+            for other, prototype in self.prototypes.items()
+        }
+        largest = max(scores.values())
+        sums = math.fsum(math.exp(score - largest) for score in scores.values())
+        return largest + math.log(sums) - scores[value]
+
+
+def naive_unit(row: list[float]) -> list[float]:
+    length = math.sqrt(math.fsum(x * x for x in row))
+    return [x / length for x in row]
+
+
+def compare_with_loops(teachers: Tensor, students: Tensor, labels: Tensor, momentum: float) -> PrototypeBank:
+    """A sequence of steps [T, V, B, D] and [T, B] in float64: losses before each update, prototypes after."""
+    temperature = 0.07 / 3
+    bank = PrototypeBank(6, teachers.shape[-1], temperature, momentum).double()
+    naive = NaivePrototypes(temperature, momentum)
+    for teacher, student, values in zip(teachers, students, labels, strict=True):
+        valid = torch.ones(len(values), dtype=torch.bool)
+        rows = bank.embed(teacher)
+        bank.admit(rows, values, valid)
+        naive.step(teacher.tolist(), values.tolist(), None)
+        losses, _ = bank(student, values, valid)
+        expected = [
+            [naive.loss(row, value) for row, value in zip(crop, values.tolist(), strict=True)]
+            for crop in student.tolist()
+        ]
+        torch.testing.assert_close(
+            losses, torch.tensor(expected, dtype=torch.float64), rtol=1e-10, atol=1e-10
+        )
+        bank.update(rows, values, valid)
+        naive.step(teacher.tolist(), values.tolist(), momentum)
+        for value, prototype in naive.prototypes.items():
+            assert bank.prototypes[value].tolist() == pytest.approx(prototype, abs=1e-12)
+    return bank
+
+
+def test_a_sequence_of_steps_matches_equations_1_and_2_in_float64() -> None:
+    generator = torch.Generator().manual_seed(0)
+    teachers = torch.randn(6, 2, 5, 4, generator=generator, dtype=torch.float64)
+    labels = torch.randint(4, (6, 5), generator=generator)
+    bank = compare_with_loops(teachers, teachers.flip(0), labels, 0.9)
+    assert bank.counts.sum() == 30
+
+
+def golden_sequence(name: str) -> Case:
+    return next(case for case in golden_cases("prototypical_head.safetensors") if case.name == name)
+
+
+@pytest.mark.golden
+@pytest.mark.parametrize(
+    ("name", "length", "apart"),
+    [
+        ("update_sequence_m0.999", 0.88, 1.6e-4),
+        ("update_sequence_m0.99", 0.94, 6.9e-4),
+        ("update_sequence_m0.5", 0.73, 1.9e-2),
+    ],
+)
+def test_on_the_authors_inputs_ours_keeps_to_the_equations_and_theirs_does_not(
+    name: str, length: float, apart: float
+) -> None:
+    """Theirs leave the sphere; put back on it, they point elsewhere once something has moved."""
+    case = golden_sequence(name)
+    teachers, students = (case[f"{who}_cls"].double()[:, None] for who in ("teacher", "student"))
+    bank = compare_with_loops(teachers, students, case["labels"], case.hparams["centroid_momentum"])
+    ours, theirs = (
+        bank.prototypes[bank.seen],
+        case["centroids_f64"][-1][bank.seen[: case.hparams["n_classes"]]],
+    )
+    assert theirs.norm(dim=1).min() < length
+    assert (F.normalize(theirs, dim=-1) - ours).norm(dim=1).max() > apart
+    torch.testing.assert_close(ours.norm(dim=1), torch.ones(len(ours), dtype=torch.float64))
+
+
 def test_order_of_images_does_not_matter() -> None:
     bank, shuffled = make_bank(), make_bank()
     order = torch.tensor([4, 2, 0, 1, 3])
@@ -99,14 +198,14 @@ def test_order_of_images_does_not_matter() -> None:
     torch.testing.assert_close(shuffled.prototypes, bank.prototypes)
 
 
-def test_broken_embeddings_spare_the_bank() -> None:
-    bank = make_bank()
-    before = bank.prototypes.clone()
+def test_broken_embeddings_count_as_absent() -> None:
+    bank, without = make_bank(), make_bank()
     broken = embeddings(seed=1)
-    broken[3] = torch.nan
+    broken[2:4] = torch.nan
     bank.update(broken, VALUES, VALID)
-    assert bank.prototypes.isfinite().all()
-    assert torch.equal(bank.prototypes[3], before[3])
+    without.update(embeddings(seed=1), VALUES, VALID & torch.tensor([1, 1, 0, 0, 1]).bool())
+    torch.testing.assert_close(bank.prototypes, without.prototypes)
+    assert torch.equal(bank.prototypes[3], make_bank().prototypes[3])
 
 
 def test_loss_matches_loops_over_the_seen_values() -> None:

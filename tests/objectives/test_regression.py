@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from openfino.objectives.guidance.regression import Regressor, target_map
+from openfino.objectives.guidance.regression import Regressor, squared_errors, target_map
 
 
 def run(regressor: Regressor, features: Tensor, step: int = 0) -> Tensor:
@@ -29,6 +29,39 @@ def test_targets_fill_the_range_of_the_output(
     kind: str, output: str, values: list[float], targets: list[float]
 ) -> None:
     assert target_map(kind, output)(torch.tensor(values)).tolist() == targets
+
+
+@pytest.mark.parametrize("kind", ["continuous", "vector", "cyclic"])
+@pytest.mark.parametrize("output", ["sigmoid", "tanh", "identity"])
+def test_decoding_undoes_the_map(kind: str, output: str) -> None:
+    values = torch.linspace(-1, 1, 5, dtype=torch.float64)
+    mapped = target_map(kind, output)
+    torch.testing.assert_close(mapped.decode(mapped(values)), values)
+
+
+def test_squared_errors_match_loops() -> None:
+    outputs, targets = torch.randn(2, 3, 4, dtype=torch.float64), torch.randn(3, 4, dtype=torch.float64)
+    errors = squared_errors(outputs, targets)
+    for crop in range(2):
+        for image in range(3):
+            pairs = zip(outputs[crop, image].tolist(), targets[image].tolist(), strict=True)
+            assert errors[crop, image].item() == pytest.approx(sum((a - b) ** 2 for a, b in pairs) / 4)
+
+
+@pytest.mark.parametrize("output", ["sigmoid", "tanh", "identity"])
+def test_gradient_of_the_whole_head(output: str) -> None:
+    head = Regressor(3, 2, hidden=[5, 4], output=output).double()
+    names = [name for name, _ in head.named_parameters()]
+    parameters = tuple(parameter.detach().requires_grad_() for parameter in head.parameters())
+    features = torch.randn(2, 3, 3, dtype=torch.float64, requires_grad=True)
+    targets = torch.rand(3, 2, dtype=torch.float64)
+
+    def losses(features: Tensor, *values: Tensor) -> Tensor:
+        arguments = (features, 7, torch.tensor([3, 0, 1]), 4)
+        outputs = torch.func.functional_call(head, dict(zip(names, values, strict=True)), arguments)
+        return squared_errors(outputs, targets)
+
+    assert torch.autograd.gradcheck(losses, (features, *parameters))
 
 
 def test_layers_match_loops() -> None:
