@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors.torch import load_file
 from transformers import AutoConfig, PreTrainedConfig
 
@@ -67,7 +68,7 @@ def read_config(source: str) -> PreTrainedConfig:
     """
     try:
         return vision_part(AutoConfig.from_pretrained(source))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, StrictDataclassError) as error:
         raise _cannot_load(source, error) from None
 
 

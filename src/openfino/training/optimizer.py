@@ -10,7 +10,15 @@ from openfino.models.backbone import Backbone
 from openfino.recipe import TrainSettings
 from openfino.training.schedules import Rates
 
-TOKENS = ("cls_token", "register_tokens", "mask_token")
+# The positions of DINOv2 and SigLIP and the query of SigLIP's pooling head are tokens too: learned, not computed.
+TOKENS = (
+    "cls_token",
+    "register_tokens",
+    "mask_token",
+    "position_embeddings",
+    "position_embedding.weight",
+    "head.probe",
+)
 
 
 @dataclass(frozen=True)
@@ -31,7 +39,7 @@ class GroupKey:
 
 
 def decays(name: str, parameter: Tensor, train: TrainSettings) -> bool:
-    """Whether weight decay applies: not to biases, norms, layer scale, nor the CLS, register and mask tokens.
+    """Whether weight decay applies: not to biases, norms, layer scale, nor tokens and positions.
 
     The released code decays the tokens although its comment says otherwise (official-code.md B10);
     ``train.decay_tokens`` does so too.
