@@ -105,6 +105,14 @@ def test_settings_reach_the_terms() -> None:
     assert (guidance.ramp_start, guidance.total_steps) == (10_000, 25_000)
 
 
+def test_the_authors_preset_sums_sigreg_over_the_crops_and_leaves_its_weight_to_the_factors() -> None:
+    settings = {"manifest": "m.csv", "out": "run", "model": {"config": {}}, "preset": "authors"}
+    guided = build_recipe({**settings, "factors": {"type": "informative"}})
+    sigreg = build_objective(guided, {"type": FACTORS["type"]}, EMBED).terms["sigreg"]
+    assert (sigreg.base_weight, sigreg.sum_crops) == (0.05, True)
+    assert list(build_objective(build_recipe(settings), {}, EMBED).terms) == ["dino", "ibot", "koleo"]
+
+
 def test_metrics_of_all_terms_and_commit() -> None:
     objective = make_objective(guided=True)
     views = guided_views()
