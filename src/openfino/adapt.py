@@ -31,6 +31,7 @@ from openfino.prober import Prober
 from openfino.recipe import Recipe
 from openfino.runfolder import check_folder, claim_folder, describe_environment, write_whole
 from openfino.training.checkpoint import load_checkpoint
+from openfino.training.gram import GramTeacher
 from openfino.training.logging import RunLog
 from openfino.training.loop import Run, all_unreadable, restore_run, train
 from openfino.training.optimizer import build_optimizer
@@ -70,16 +71,19 @@ def adapt(
             f"train.batch_size {recipe.train.batch_size} is not divisible by the {world.size} processes"
         )
     backbone, report = starting_backbone(recipe, ready.channels)
+    gram = gram_backbone(recipe, ready.channels)
     checkpoint = _claim(recipe, world, resume=resume, overwrite=overwrite)
     tensors, state = load_checkpoint(checkpoint) if checkpoint else ({}, {"step": 0})
     factors, vocabularies = _factors(recipe, ready, resume=checkpoint is not None)
     say(describe(recipe, ready, factors), highlight=False)
     say(str(report), highlight=False)
+    if gram:
+        say(f"Gram teacher: {gram[1]}", highlight=False)
 
     # Models, objective, optimizer, probes.
     guided = guided_factors(factors)
     provenance = describe_provenance(recipe, ready, backbone)
-    run = build_run(recipe, backbone, guided, device, world)
+    run = build_run(recipe, backbone, guided, device, world, gram[0] if gram else None)
     run.factors = {name: factors[name] for name in guided}
     preprocessing = Preprocessing(
         size=recipe.views.global_size, normalization=recipe.images.normalization, channels=ready.channels
@@ -99,6 +103,8 @@ def adapt(
     if recipe.train.compile:
         run.model.student.backbone.compile_blocks()
         run.teacher.backbone.compile_blocks()
+        if run.gram:
+            run.gram.compile_blocks()
 
     # Train.
     def save_model(step: int) -> None:
@@ -162,6 +168,23 @@ def starting_backbone(recipe: Recipe, channels: list[str]) -> tuple[Backbone, Lo
     return backbone, fit_channels(backbone, report, len(channels))
 
 
+def gram_backbone(recipe: Recipe, channels: list[str]) -> tuple[Backbone, LoadReport] | None:
+    """The Gram teacher with its patch embedding fitted to the channels, where the recipe names a model of its own.
+
+    Raises:
+        OpenfinoError: if it cannot be loaded.
+    """
+    source = recipe.objective.gram.source
+    if source is None:
+        return None
+    try:
+        with quiet_transformers():
+            backbone, report = pretrained_backbone(str(model_folder(source) or source))
+    except OpenfinoError as error:
+        raise OpenfinoError(f"objective.gram.teacher: {str(error).removeprefix('model.source: ')}") from None
+    return backbone, fit_channels(backbone, report, len(channels))
+
+
 def guided_factors(factors: Mapping[str, EncodedFactor]) -> dict[str, GuidedFactor]:
     """What guidance must know of every factor that is not only watched."""
     return {
@@ -184,8 +207,13 @@ def build_run(
     guided: Mapping[str, GuidedFactor],
     device: torch.device,
     world: World,
+    gram_teacher: Backbone | None = None,
 ) -> Run:
-    """Student, teacher, objective and optimizer, with every random weight drawn from the recipe's seed."""
+    """Student, teachers, objective and optimizer, with every random weight drawn from the recipe's seed."""
+    gram = None
+    if recipe.objective.gram.weight > 0:
+        frozen = None if recipe.objective.gram.teacher == "ema" else gram_teacher or backbone
+        gram = GramTeacher(recipe.objective.gram, frozen, device)
     backbone.install_drop_path(recipe.train.drop_path)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(keyed_seed(recipe.seed, Purpose.INIT, 1))
@@ -205,15 +233,21 @@ def build_run(
         schedules=Schedules(recipe.train, recipe.objective.teacher_temperature),
         device=device,
         world=world,
+        gram=gram,
     )
 
 
 def describe_provenance(recipe: Recipe, ready: Preflight, backbone: Backbone) -> dict[str, Any]:
     """Facts for the model card."""
     source = recipe.model.source
-    # The name of a folder, not its place: what is written here travels with the exported model.
-    name = Path(source).name if source and Path(source).is_dir() else source
+    name = _public_name(source)
+    private: dict[str, Any] = {"manifest": True, "out": True, "model": {"source"}}
+    facts: dict[str, Any] = {}
+    if gram := recipe.objective.gram.source:
+        private["objective"] = {"gram": {"teacher"}}
+        facts["gram_teacher"] = {"source": _public_name(gram), "licence": licence_of(gram)}
     return {
+        **facts,
         "source": name or "random weights",
         "parent": {"source": name, "licence": licence_of(source, backbone.config)},
         "factors": {
@@ -221,10 +255,13 @@ def describe_provenance(recipe: Recipe, ready: Preflight, backbone: Backbone) ->
             for name, spec in ready.specs.items()
         },
         "images": len(ready.rows),
-        "recipe": recipe.model_dump(
-            mode="json", exclude={"manifest": True, "out": True, "model": {"source"}}
-        ),
+        "recipe": recipe.model_dump(mode="json", exclude=private),
     }
+
+
+def _public_name(source: str | None) -> str | None:
+    """The name of a folder, not its place: what is written of it travels with the exported model."""
+    return Path(source).name if source and Path(source).is_dir() else source
 
 
 def describe(recipe: Recipe, ready: Preflight, factors: Mapping[str, EncodedFactor]) -> str:
@@ -246,6 +283,7 @@ def describe(recipe: Recipe, ready: Preflight, factors: Mapping[str, EncodedFact
         "ibot": recipe.objective.ibot.weight,
         "koleo": recipe.koleo_weight,
         "sigreg": recipe.sigreg_weight,
+        f"gram (teacher {recipe.objective.gram.teacher})": recipe.objective.gram.weight,
     }
     lines.append("terms: " + ", ".join(f"{name} {weight:g}" for name, weight in terms.items() if weight > 0))
     return "\n".join(lines)
@@ -258,6 +296,7 @@ def _batches(recipe: Recipe, ready: Preflight, run: Run, world: World) -> Any:
         ready.rows,
         images=recipe.images,
         views=recipe.views,
+        gram=recipe.objective.gram,
         ibot=recipe.objective.ibot if maskable else recipe.objective.ibot.model_copy(update=NO_MASKS),
         channels=ready.channels,
         patch_size=ready.patch_size,

@@ -71,9 +71,8 @@ def check_folder(recipe: Recipe, *, resume: bool, overwrite: bool) -> None:
 def _inputs(recipe: Recipe) -> dict[str, Path]:
     """Local files and folders that the run reads, by their keys."""
     paths = {"manifest": recipe.manifest}
-    if recipe.model.source is not None and Path(recipe.model.source).exists():
-        paths["model.source"] = Path(recipe.model.source)
-    return paths
+    models = {"model.source": recipe.model.source, "objective.gram.teacher": recipe.objective.gram.source}
+    return paths | {key: Path(name) for key, name in models.items() if name and Path(name).exists()}
 
 
 def claim_folder(recipe: Recipe, *, resume: bool, overwrite: bool) -> Path | None:

@@ -1,6 +1,6 @@
 """Settings before they are validated: short forms, presets, overrides and paths, laid over one another."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,11 @@ import yaml
 from openfino.errors import OpenfinoError
 
 PRESETS = ("paper", "small", "authors")
+# Where a recipe names a model, and the words there that are no model's name.
+MODEL_KEYS: dict[tuple[str, ...], tuple[str, ...]] = {
+    ("model", "source"): (),
+    ("objective", "gram", "teacher"): ("start", "ema"),
+}
 
 Settings = dict[str, Any]
 
@@ -89,7 +94,7 @@ def parse_override(text: str) -> Settings:
 
 
 def make_paths_absolute(settings: Mapping[str, Any], folder: Path) -> Settings:
-    """Settings whose ``manifest``, ``out`` and model folder no longer depend on ``folder``, to which they are relative.
+    """Settings whose ``manifest``, ``out`` and model folders, relative to ``folder``, no longer depend on it.
 
     A model is a folder if there is one of that name, or if it starts with ``./``, ``../``, ``/`` or ``~``; any other
     text is a hub name and stays as it is.
@@ -98,12 +103,23 @@ def make_paths_absolute(settings: Mapping[str, Any], folder: Path) -> Settings:
     for key in ("manifest", "out"):
         if isinstance(settings.get(key), str):
             settings[key] = str(_absolute(settings[key], folder))
-    model = settings.get("model")
-    if isinstance(model, Mapping) and isinstance(model.get("source"), str):
-        source = model["source"]
-        if source.startswith(("./", "../", "/", "~")) or (folder / source).is_dir():
-            settings["model"] = {**model, "source": str(_absolute(source, folder))}
+    for keys, words in MODEL_KEYS.items():
+        settings = _with_absolute_model(settings, keys, words, folder)
     return settings
+
+
+def _with_absolute_model(
+    settings: Mapping[str, Any], keys: Sequence[str], words: Sequence[str], folder: Path
+) -> Settings:
+    """``settings`` with the model at ``keys`` absolute, if there is one and if it is a folder."""
+    key, *inner = keys
+    value = settings.get(key)
+    if inner and isinstance(value, Mapping):
+        return {**settings, key: _with_absolute_model(value, inner, words, folder)}
+    if inner or not isinstance(value, str) or value in words:
+        return dict(settings)
+    is_folder = value.startswith(("./", "../", "/", "~")) or (folder / value).is_dir()
+    return {**settings, key: str(_absolute(value, folder))} if is_folder else dict(settings)
 
 
 def _absolute(text: str, folder: Path) -> Path:

@@ -17,11 +17,14 @@ class GramTeacher:
     Args:
         settings: of the recipe.
         backbone: copied frozen, in evaluation mode; None when the averaged teacher is used directly.
+        device: where the copy goes.
     """
 
-    def __init__(self, settings: GramSettings, backbone: Backbone | None) -> None:
+    def __init__(
+        self, settings: GramSettings, backbone: Backbone | None, device: torch.device | str = "cpu"
+    ) -> None:
         self.settings = settings
-        self.backbone = None if backbone is None else make_teacher(backbone)
+        self.backbone = None if backbone is None else make_teacher(backbone).to(device)
         self._compiled = False
 
     def weight(self, step: int) -> float:
