@@ -84,7 +84,7 @@ def test_stages_may_just_fit(train):
         build_recipe({**BASE, "preset": preset, "train": {"steps": settings["steps"] - 1}})
 
 
-@pytest.mark.parametrize("name", ["paper", "small"])
+@pytest.mark.parametrize("name", ["paper", "small", "authors"])
 def test_a_preset_is_valid_as_it_stands(name):
     build_recipe({**BASE, "preset": name})
 
