@@ -211,13 +211,14 @@ def embed(
 def export(
     source: Annotated[Path, typer.Argument(help="A run or a model folder.")],
     out: Annotated[Path, typer.Option(help="The folder to write.")],
+    to: Annotated[str, typer.Option(help="hf, timm, onnx or torch.")] = "hf",
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
-    """Write the adapted backbone as a Hugging Face folder with a model card, and check it."""
-    from openfino.export import export_huggingface
+    """Write the adapted backbone for other tools, with a model card, open it again and compare the features."""
+    from openfino.export import export as run_export
 
-    report = export_huggingface(source, out, overwrite=overwrite)
+    report = run_export(source, out, to=to, overwrite=overwrite)
     typer.echo(json.dumps(report.to_json(), indent=1) if as_json else str(report))
 
 

@@ -21,7 +21,7 @@ from rich.table import Table
 
 from openfino.check import check_source
 from openfino.errors import InputProblemsError, OpenfinoError
-from openfino.export import export_huggingface
+from openfino.export import export
 from openfino.images.preprocess import Preprocessing
 from openfino.keyed import Purpose, keyed_seed
 from openfino.models.loading import random_backbone
@@ -100,7 +100,7 @@ def run_demo(
     train_arms(recipes, budget.steps, console)
 
     console.print("[bold]4. export[/]  the guided backbone as a Hugging Face folder")
-    exported = export_huggingface(out / "fino", out / "export", overwrite=True)
+    exported = export(out / "fino", out / "export", overwrite=True)
     console.print(f"   {exported}", highlight=False)
 
     results = collect_results(out)

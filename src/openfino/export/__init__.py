@@ -1,5 +1,5 @@
-"""A run's result in the form that other tools open."""
+"""A run's result in the forms that other tools open."""
 
-from openfino.export.hf import ExportReport, export_huggingface
+from openfino.export.writing import ExportReport, export
 
-__all__ = ["ExportReport", "export_huggingface"]
+__all__ = ["ExportReport", "export"]

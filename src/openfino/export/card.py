@@ -8,6 +8,7 @@ from typing import Any
 import yaml
 
 import openfino
+from openfino.export.door import Door, Written
 from openfino.models.licence import DINOV3, LICENCE_LINKS, UNKNOWN, Parent, parent_of
 from openfino.models.store import LoadedModel
 from openfino.recipe import GivenNormalization
@@ -29,26 +30,33 @@ _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 _PRIVATE = ("manifest", "out")
 
 
-def model_card(model: LoadedModel) -> str:
-    """README.md of an exported model; a fact that the provenance lacks is left out."""
+def model_card(model: LoadedModel, door: Door, written: Written) -> str:
+    """README.md of an exported model; a fact that the provenance lacks is left out.
+
+    Args:
+        model: what was exported.
+        door: the format.
+        written: what became of it.
+    """
     provenance = model.provenance
     parent = parent_of(provenance, model.backbone.config)
     sections = [
-        f"---\n{yaml.safe_dump(_header(parent), sort_keys=False)}---",
+        f"---\n{yaml.safe_dump(_header(model, parent, door), sort_keys=False)}---",
         _introduction(model, parent),
         _licence(parent),
         _data(provenance),
         _training(provenance),
         _probes(provenance),
-        _preprocessing(model),
-        _usage(model),
+        _preprocessing(model, door),
+        f"## Use\n\n{door.usage(model, written)}",
+        _limits(written),
     ]
     return "\n\n".join(section for section in sections if section) + "\n"
 
 
-def _header(parent: Parent) -> dict[str, Any]:
+def _header(model: LoadedModel, parent: Parent, door: Door) -> dict[str, Any]:
     """The YAML that the hub reads."""
-    header: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": "image-feature-extraction"}
+    header: dict[str, Any] = {"library_name": door.library, "pipeline_tag": "image-feature-extraction"}
     if parent.licence in _HUB_LICENCES:
         header["license"] = parent.licence
     elif parent.licence is not None:
@@ -57,7 +65,8 @@ def _header(parent: Parent) -> dict[str, Any]:
             header["license_link"] = LICENCE_LINKS[parent.licence]
     if _is_hub_name(parent.source):
         header["base_model"] = parent.source
-    header["tags"] = ["dinov3", "openfino", "self-supervised", "image-feature-extraction"]
+    family = str(model.backbone.config.model_type).replace("_", "-").removesuffix("-vit")
+    header["tags"] = [family, "openfino", "self-supervised", "image-feature-extraction"]
     return header
 
 
@@ -77,15 +86,15 @@ def _named(parent: Parent) -> str:
 
 
 def _introduction(model: LoadedModel, parent: Parent) -> str:
-    config = model.backbone.config
-    millions = sum(parameter.numel() for parameter in model.backbone.parameters()) / 1e6
+    backbone = model.backbone
+    millions = sum(parameter.numel() for parameter in backbone.parameters()) / 1e6
     adapted = model.provenance.get("steps", 0) > 0
     origin = f"adapted with openfino {openfino.__version__} from" if adapted else "unchanged from"
     names = model.preprocessing.channels
     return (
         f"# {'Adapted vision' if adapted else 'Vision'} backbone\n\n"
-        f"A vision transformer ({millions:.1f} M parameters, {config.num_hidden_layers} blocks, width "
-        f"{config.hidden_size}, patch {config.patch_size}), {origin} {_named(parent)}, without task labels. "
+        f"A {backbone.description} ({millions:.1f} M parameters, {len(backbone.blocks)} blocks, width "
+        f"{backbone.embed_dim}, patch {backbone.patch_size}), {origin} {_named(parent)}, without task labels. "
         f"It turns an image with {len(names)} channels ({', '.join(names)}) into features."
     )
 
@@ -191,7 +200,7 @@ def _number(scores: Mapping[tuple[str, str, str], float], name: tuple[str, str, 
     return f"{scores[name]:.3f}" if name in scores else "-"
 
 
-def _preprocessing(model: LoadedModel) -> str:
+def _preprocessing(model: LoadedModel, door: Door) -> str:
     preprocessing = model.preprocessing
     height, width = preprocessing.size
     normalization = preprocessing.normalization
@@ -201,6 +210,8 @@ def _preprocessing(model: LoadedModel) -> str:
         how = "z-score of each image and channel (its own mean and standard deviation)"
     else:
         how = "ImageNet mean and standard deviation"
+    if door.normalizes:
+        how += " (the exported model does this step itself)"
     return (
         "## Preprocessing\n\n"
         "1. scale to [0, 1] (8-bit / 255, 16-bit / 65535, floating point as it is)\n"
@@ -209,42 +220,6 @@ def _preprocessing(model: LoadedModel) -> str:
     )
 
 
-def _usage(model: LoadedModel) -> str:
-    height, width = model.preprocessing.size
-    channels = len(model.preprocessing.channels)
-    first = 1 + model.backbone.config.num_register_tokens
-    standard = channels == 3 and model.preprocessing.normalization != "zscore"
-    note = (
-        "`AutoImageProcessor` (it needs torchvision) does this preprocessing for 8-bit RGB images."
-        if standard
-        else "`AutoImageProcessor` cannot do this: prepare the pixels as above, or use openfino."
-    )
-    return f"""## Use
-
-With transformers:
-
-```python
-import torch
-from transformers import AutoModel
-
-model = AutoModel.from_pretrained("FOLDER").eval()
-pixels = torch.zeros(1, {channels}, {height}, {width})  # preprocessed as above
-with torch.inference_mode():
-    tokens = model(pixel_values=pixels).last_hidden_state
-cls, patches = tokens[:, 0], tokens[:, {first}:]
-```
-
-{note}
-
-With openfino:
-
-```python
-from pathlib import Path
-from openfino.models.store import load_model
-
-model = load_model("FOLDER")
-pixels = model.preprocessing.load([Path("image.png")])[None]
-tokens = model.backbone(pixels)  # tokens.cls, tokens.patches
-```
-
-or `openfino embed FOLDER manifest.csv --out features.parquet`."""
+def _limits(written: Written) -> str:
+    """What this format cannot hold."""
+    return "## Of this format\n\n" + "\n".join(f"- {note}" for note in written.notes) if written.notes else ""

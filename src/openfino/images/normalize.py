@@ -13,7 +13,7 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 # A channel that varies less is divided by this: its rounding errors (under 1e-7) must not become the image.
 # One level of a 16-bit image is 1.5e-5.
-_MIN_STD = 1e-5
+MIN_STD = 1e-5
 
 
 def normalize(images: Tensor, normalization: Normalization) -> Tensor:
@@ -34,7 +34,7 @@ def normalize(images: Tensor, normalization: Normalization) -> Tensor:
         centred = images - images.mean(dim=(-2, -1), keepdim=True)
         norm = torch.linalg.vector_norm(centred, dim=(-2, -1), keepdim=True)
         std = norm.div_(math.sqrt(images.shape[-2] * images.shape[-1]))
-        return centred.div_(std.clamp_(min=_MIN_STD))
+        return centred.div_(std.clamp_(min=MIN_STD))
     mean, std = channel_statistics(normalization, images.shape[-3])
     return (images - _on_device(tuple(mean), images.device, images.dtype)).div_(
         _on_device(tuple(std), images.device, images.dtype)

@@ -135,8 +135,13 @@ def source_normalization(source: str | Path) -> Normalization:
 
 def write_sidecar(folder: Path, preprocessing: Preprocessing, provenance: Mapping[str, Any]) -> None:
     """Write ``openfino.json`` into ``folder``."""
+    (folder / SIDECAR).write_text(sidecar_text(preprocessing, provenance), encoding="utf-8")
+
+
+def sidecar_text(preprocessing: Preprocessing, provenance: Mapping[str, Any]) -> str:
+    """The content of ``openfino.json``."""
     sidecar = {"format": FORMAT, "preprocessing": preprocessing.to_json(), "provenance": dict(provenance)}
-    (folder / SIDECAR).write_text(json.dumps(sidecar, indent=1), encoding="utf-8")
+    return json.dumps(sidecar, indent=1)
 
 
 def read_sidecar(folder: Path | None) -> dict[str, Any] | None:

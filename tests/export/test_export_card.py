@@ -1,0 +1,101 @@
+import re
+
+import pytest
+import yaml
+from export_models import PARENT, PROVENANCE, save, save_run
+from PIL import Image
+
+from conftest import TINY
+from openfino.export import export
+from openfino.models.licence import card_header
+from openfino.models.store import quiet_transformers
+from tiny_models import tiny_model
+
+
+@pytest.fixture
+def run_folder(tmp_path):
+    return save_run(tmp_path / "run")
+
+
+def test_the_card_states_the_facts(run_folder, tmp_path):
+    export(run_folder, tmp_path / "out")
+    header, card = card_header(tmp_path / "out" / "README.md"), (tmp_path / "out" / "README.md").read_text()
+    assert header["license"] == "other"
+    assert header["license_name"] == "dinov3-license"
+    assert header["license_link"].startswith("https://")
+    assert header["base_model"] == PARENT["source"]
+    assert header["library_name"] == "transformers"
+    assert "12,345 images" in card
+    assert "- steps: 678" in card
+    assert "| plate | spurious | discrete |" in card
+    assert "| organelle, test | knn | macro_f1 | 0.111 | 0.333 |" in card
+    assert "| organelle, test | linear | macro_f1 | 0.222 | 0.444 |" in card
+    assert "| plate, read from the features | knn | accuracy (majority 0.300) | 0.999 | 0.777 |" in card
+    assert "| dose, read from the features | knn | R^2 | 0.250 | 0.125 |" in card
+    assert "not probed" not in card
+    assert "ImageNet mean" in card
+    recipe = yaml.safe_load(re.search(r"```yaml\n(.*?)```", card, re.DOTALL).group(1))
+    assert recipe == {key: PROVENANCE["recipe"][key] for key in ("model", "train", "views")}
+    assert "/home/someone" not in card
+
+
+@pytest.mark.parametrize("stale", [True, False])
+def test_the_card_shows_no_scores_of_another_step(tmp_path, stale):
+    probes = dict(PROVENANCE["probes"])
+    if not stale:
+        del probes["after"]
+    model = tiny_model(provenance={**PROVENANCE, "steps": 900, "probes": probes})
+    export(save(tmp_path / "m", model), tmp_path / "out")
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "| organelle, test | knn | macro_f1 | 0.111 | - |" in card
+    assert "This model (step 900) was not probed at this step." in card
+
+
+def test_the_card_of_random_weights_names_no_parent(tmp_path):
+    model = tiny_model(4, "zscore", {"source": "random weights", "parent": {"source": None, "licence": None}})
+    export(save(tmp_path / "m", model), tmp_path / "out")
+    header, card = card_header(tmp_path / "out" / "README.md"), (tmp_path / "out" / "README.md").read_text()
+    assert "license" not in header
+    assert "base_model" not in header
+    assert "random weights" in card
+    assert "z-score" in card
+    assert "AutoImageProcessor` cannot" in card
+    assert "## Data" not in card
+    assert "## Probes" not in card
+
+
+def test_a_run_whose_best_model_is_its_start_does_not_call_it_adapted(tmp_path):
+    model = tiny_model(provenance={**PROVENANCE, "steps": 0})
+    export(save(tmp_path / "m", model), tmp_path / "out")
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "unchanged from" in card
+    assert "# Vision backbone" in card
+
+
+def test_the_card_of_a_local_parent_hides_its_path(tmp_path):
+    parent = tmp_path / "private" / "weights"
+    provenance = {
+        "parent": {"source": str(parent), "licence": "unknown"},
+        "recipe": {"model": {"source": str(parent)}},
+    }
+    model = tiny_model(provenance={**provenance, "steps": 3})
+    export(save(tmp_path / "m", model), tmp_path / "out")
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert str(tmp_path) not in card
+    assert "the local model `weights`" in card
+    assert card_header(tmp_path / "out" / "README.md")["license"] == "unknown"
+    assert "Find out before passing" in card
+
+
+def test_the_code_on_the_card_runs(run_folder, tmp_path, monkeypatch):
+    export(run_folder, tmp_path / "out")
+    Image.new("RGB", (40, 30), (200, 30, 60)).save(tmp_path / "image.png")
+    monkeypatch.chdir(tmp_path)
+    snippets = re.findall(r"```python\n(.*?)```", (tmp_path / "out" / "README.md").read_text(), re.DOTALL)
+    assert len(snippets) == 2
+    with quiet_transformers():
+        for snippet in snippets:
+            names = {}
+            exec(snippet.replace("FOLDER", "out"), names)  # the card is ours
+            patches = names["patches"] if "patches" in names else names["tokens"].patches
+            assert patches.shape == (1, 16, TINY["hidden_size"])
