@@ -82,12 +82,57 @@ def test_banks_grow_by_empty_rows():
     assert grown[f"{BANK}.seen"].dtype == torch.bool
 
 
-def test_the_names_of_a_bank_are_those_that_grow():
-    factor = GuidedFactor("si.te", "informative", "discrete", 3)
-    guidance = Guidance({"si.te": factor}, 4, GuidanceSettings(), seed=0, unfreeze_step=0, total_steps=1)
-    names = [name for name in Objective([guidance]).state_dict() if ".heads." in name]
-    assert len(names) == 3
+def make_objective(size, **settings):
+    factor = GuidedFactor("si.te", "informative", "discrete", size)
+    chosen = GuidanceSettings(**{"regressor_hidden": [5, 4], **settings})
+    return Objective([Guidance({"si.te": factor}, 4, chosen, seed=0, unfreeze_step=0, total_steps=1)])
+
+
+@pytest.mark.parametrize(
+    ("settings", "number"), [({}, 3), ({"bank": "concentration"}, 3), ({"discrete_head": "classifier"}, 6)]
+)
+def test_the_names_of_a_discrete_head_are_those_that_grow(settings, number):
+    names = [name for name in make_objective(3, **settings).state_dict() if ".heads." in name]
+    assert len(names) == number
     assert all(BANK_NAME.fullmatch(f"objective.{name}") for name in names)
+
+
+@pytest.mark.parametrize("settings", [{"bank": "concentration"}, {"discrete_head": "classifier"}])
+def test_new_values_have_what_a_new_run_would_give_them(settings):
+    """For the authors' bank random unit vectors and the temperature, never zeros."""
+    small, large = make_objective(3, **settings), make_objective(6, **settings)
+    saved = {f"objective.{name}": value + 1 for name, value in small.state_dict().items()}
+    fresh = {f"objective.{name}": value for name, value in large.state_dict().items()}
+    grown = grow_rows(saved, fresh)
+    large.load_state_dict({name.removeprefix("objective."): value for name, value in grown.items()})
+    grew = [name for name in saved if saved[name].shape != fresh[name].shape]
+    assert len(grew) == {"bank": 3, "discrete_head": 2}[next(iter(settings))]
+    for name in saved:
+        rows = slice(len(saved[name])) if saved[name].dim() else ...
+        assert torch.equal(grown[name][rows], saved[name])
+    for name in grew:
+        assert torch.equal(grown[name][3:], fresh[name][3:])
+
+
+def test_new_rows_of_a_classifier_begin_with_zero_moments():
+    small, large = (make_objective(size, discrete_head="classifier") for size in (3, 5))
+    optimizers = [torch.optim.AdamW(model.parameters(), lr=0.1) for model in (small, large)]
+    for parameter in small.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizers[0].step()
+    names = {parameter: f"objective.{name}" for name, parameter in small.named_parameters()}
+    stored = optimizer_tensors(optimizers[0], names)
+    parameters = {f"objective.{name}": parameter for name, parameter in large.named_parameters()}
+    load_optimizer_tensors(optimizers[1], stored, parameters)
+    last = parameters["objective.terms.guidance.heads.factor:si%2Ete.classifier.layers.2.weight"]
+    moments = optimizers[1].state[last]["exp_avg"]
+    assert moments.shape == (5, 4)
+    assert (moments[:3] > 0).all()
+    assert not moments[3:].any()
+    for parameter in large.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizers[1].step()
+    assert all(parameter.isfinite().all() for parameter in large.parameters())
 
 
 @pytest.mark.parametrize(
