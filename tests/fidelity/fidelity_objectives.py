@@ -120,8 +120,8 @@ def ibot(case: Case, dtype: torch.dtype) -> Iterator[Compared]:
     cases={"koleo_loss.safetensors": ["*"]},
     double=True,
     deviation=(
-        "The DINOv3 paper spreads the first global crop only, its code both, summed. Ours sums too, as the code to "
-        "which the weight 0.1 belongs; `objective.koleo.first_crop_only` is the paper's form. Their recipes look for "
+        "The DINOv3 paper spreads the first global crop only, its code both, summed. Ours is the paper's; "
+        "`objective.koleo.every_crop` is the code's. Their recipes look for "
         "neighbours among the images of one GPU, so that the value depends on the number of GPUs; ours among the whole "
         "batch, or in groups of `objective.koleo.group_size`. A single image is its own neighbour in theirs (17.08); "
         "in ours it has none and the term is zero"

@@ -77,12 +77,14 @@ def test_length_of_embeddings_does_not_matter() -> None:
 
 def test_term_sums_the_crops() -> None:
     views = make_views()
-    torch.testing.assert_close(KoleoTerm()(views), koleo(views.global_cls[0]) + koleo(views.global_cls[1]))
+    torch.testing.assert_close(
+        KoleoTerm(every_crop=True)(views), koleo(views.global_cls[0]) + koleo(views.global_cls[1])
+    )
 
 
-def test_first_crop_only() -> None:
+def test_by_default_the_first_crop_only() -> None:
     views = make_views()
-    value = KoleoTerm(first_crop_only=True)(views)
+    value = KoleoTerm()(views)
     torch.testing.assert_close(value, koleo(views.global_cls[0]))
     (gradient,) = torch.autograd.grad(value, views.global_cls)
     assert not gradient[1].any()
@@ -91,7 +93,9 @@ def test_first_crop_only() -> None:
 def test_term_with_more_neighbours() -> None:
     views = make_views(images=6)
     expected = sum(naive(crop.detach(), [[0, 1, 2], [3, 4, 5]], 2) for crop in views.global_cls)
-    assert KoleoTerm(group_size=3, neighbours=2)(views).item() == pytest.approx(expected, rel=1e-4)
+    assert KoleoTerm(group_size=3, neighbours=2, every_crop=True)(views).item() == pytest.approx(
+        expected, rel=1e-4
+    )
 
 
 def test_order_of_images_does_not_matter() -> None:

@@ -93,12 +93,12 @@ def test_settings_reach_the_terms() -> None:
         guided=True,
         dino={"student_temperature": 0.2, "local_weight": 0.5, "same_crop_pairs": True},
         ibot={"student_temperature": 0.3},
-        koleo={"weight": 0.1, "group_size": 2, "neighbours": 3, "first_crop_only": True},
+        koleo={"weight": 0.1, "group_size": 2, "neighbours": 3, "every_crop": True},
         sigreg={"directions": 8, "knots": 5, "range": 2.0, "sum_crops": True},
     )
     dino, ibot, koleo, sigreg, _ = objective.terms.values()
     assert (dino.temperature, dino.local_weight, ibot.temperature) == (0.2, 0.5, 0.3)
-    assert (dino.same_crop_pairs, koleo.first_crop_only, sigreg.sum_crops) == (True, True, True)
+    assert (dino.same_crop_pairs, koleo.every_crop, sigreg.sum_crops) == (True, True, True)
     assert koleo.neighbours == 3
     assert (koleo.group_size, sigreg.directions, sigreg.knots, sigreg.limit) == (2, 8, 5, 2.0)
     guidance = objective.guidance

@@ -53,13 +53,13 @@ def nearest_rows(points: Tensor, group_size: int, count: int) -> Tensor:
 
 
 class KoleoTerm(Term):
-    """KoLeo of the student CLS of each global crop over the global batch, summed over the crops.
+    """KoLeo of the student CLS over the global batch: of the first global crop, or of the sum over all.
 
     Args:
         weight: of the term.
         group_size: as in :func:`koleo`.
         neighbours: as in :func:`koleo`.
-        first_crop_only: leave the other crops out of the sum.
+        every_crop: sum over the global crops.
     """
 
     name = "koleo"
@@ -70,15 +70,15 @@ class KoleoTerm(Term):
         group_size: int | None = None,
         *,
         neighbours: int = 1,
-        first_crop_only: bool = False,
+        every_crop: bool = False,
     ) -> None:
         super().__init__(weight)
         self.group_size = group_size
         self.neighbours = neighbours
-        self.first_crop_only = first_crop_only
+        self.every_crop = every_crop
 
     def forward(self, views: Views) -> Tensor:
         """The unweighted value, a float32 scalar, equal on all ranks."""
-        spread = views.global_cls[:1] if self.first_crop_only else views.global_cls
+        spread = views.global_cls if self.every_crop else views.global_cls[:1]
         crops = [koleo(gather_rows(crop.float()), self.group_size, self.neighbours) for crop in spread]
         return torch.stack(crops).sum()

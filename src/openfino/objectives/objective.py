@@ -92,7 +92,7 @@ def build_objective(recipe: Recipe, guided_factors: Mapping[str, GuidedFactor], 
             recipe.koleo_weight,
             settings.koleo.group_size,
             neighbours=settings.koleo.neighbours,
-            first_crop_only=settings.koleo.first_crop_only,
+            every_crop=settings.koleo.every_crop,
         ),
         SigregTerm(
             recipe.sigreg_weight,

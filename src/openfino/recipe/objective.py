@@ -68,8 +68,8 @@ class KoleoSettings(Section):
     """Neighbours are searched in groups of this many samples; the whole global batch when not given."""
     neighbours: Positive = 1
     """Nearest neighbours of each sample whose log distances are averaged."""
-    first_crop_only: bool = False
-    """Spread the first global crop only (DINOv3, appendix C) instead of the sum over the global crops."""
+    every_crop: bool = False
+    """Sum over the global crops, as the released code does, instead of the first one only (DINOv3, appendix C)."""
 
 
 class SigregSettings(Section):
