@@ -56,7 +56,7 @@ class KeyedMlp(nn.Module):
             batch_size: images of the global batch.
         """
         with torch.autocast(features.device.type, enabled=False):
-            hidden = features.to(self.layers[0].weight.dtype)
+            hidden = features.to(next(self.parameters()).dtype)
             for layer, linear in enumerate(self.layers[:-1]):
                 hidden = F.gelu(linear(hidden))
                 if self.training and self.dropout > 0:
