@@ -158,14 +158,19 @@ def starting_backbone(recipe: Recipe, channels: list[str]) -> tuple[Backbone, Lo
     if recipe.model.config is not None:
         seed = keyed_seed(recipe.seed, Purpose.INIT, 0)
         backbone = random_backbone(recipe.model.config, len(channels), seed)
+        backbone.set_rope(recipe.model.rope)
         total = sum(parameter.numel() for parameter in backbone.parameters())
         return backbone, LoadReport("random initialisation (model.config)", total, total, [], [], [])
     source = str(recipe.model.source)
     with quiet_transformers():
         backbone, report = pretrained_backbone(
-            str(model_folder(source) or source), allow_partial=recipe.model.allow_partial
+            str(model_folder(source) or source),
+            allow_partial=recipe.model.allow_partial,
+            layer_norm_eps=recipe.model.layer_norm_eps,
         )
-    return backbone, fit_channels(backbone, report, len(channels))
+    backbone.set_rope(recipe.model.rope)
+    keep = recipe.model.keep_grey_response
+    return backbone, fit_channels(backbone, report, len(channels), keep_grey_response=keep)
 
 
 def gram_backbone(recipe: Recipe, channels: list[str]) -> tuple[Backbone, LoadReport] | None:
@@ -182,7 +187,8 @@ def gram_backbone(recipe: Recipe, channels: list[str]) -> tuple[Backbone, LoadRe
             backbone, report = pretrained_backbone(str(model_folder(source) or source))
     except OpenfinoError as error:
         raise OpenfinoError(f"objective.gram.teacher: {str(error).removeprefix('model.source: ')}") from None
-    return backbone, fit_channels(backbone, report, len(channels))
+    keep = recipe.model.keep_grey_response
+    return backbone, fit_channels(backbone, report, len(channels), keep_grey_response=keep)
 
 
 def guided_factors(factors: Mapping[str, EncodedFactor]) -> dict[str, GuidedFactor]:
@@ -260,8 +266,8 @@ def describe_provenance(recipe: Recipe, ready: Preflight, backbone: Backbone) ->
 
 
 def _public_name(source: str | None) -> str | None:
-    """The name of a folder, not its place: what is written of it travels with the exported model."""
-    return Path(source).name if source and Path(source).is_dir() else source
+    """The name of a folder or file, not its place: what is written of it travels with the exported model."""
+    return Path(source).name if source and Path(source).exists() else source
 
 
 def describe(recipe: Recipe, ready: Preflight, factors: Mapping[str, EncodedFactor]) -> str:

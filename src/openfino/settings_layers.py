@@ -96,8 +96,8 @@ def parse_override(text: str) -> Settings:
 def make_paths_absolute(settings: Mapping[str, Any], folder: Path) -> Settings:
     """Settings whose ``manifest``, ``out`` and model folders, relative to ``folder``, no longer depend on it.
 
-    A model is a folder if there is one of that name, or if it starts with ``./``, ``../``, ``/`` or ``~``; any other
-    text is a hub name and stays as it is.
+    A model is a folder or file if there is one of that name, or if it starts with ``./``, ``../``, ``/`` or ``~``;
+    any other text is a hub name and stays as it is.
     """
     settings = expand_short_forms(settings)
     for key in ("manifest", "out"):
@@ -118,8 +118,8 @@ def _with_absolute_model(
         return {**settings, key: _with_absolute_model(value, inner, words, folder)}
     if inner or not isinstance(value, str) or value in words:
         return dict(settings)
-    is_folder = value.startswith(("./", "../", "/", "~")) or (folder / value).is_dir()
-    return {**settings, key: str(_absolute(value, folder))} if is_folder else dict(settings)
+    is_path = value.startswith(("./", "../", "/", "~")) or (folder / value).exists()
+    return {**settings, key: str(_absolute(value, folder))} if is_path else dict(settings)
 
 
 def _absolute(text: str, folder: Path) -> Path:

@@ -14,7 +14,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from openfino.errors import OpenfinoError
 from openfino.models.drop_path import DropPath, Recomputed
-from openfino.recipe import Normalization
+from openfino.recipe import Normalization, RopeSettings
 
 
 @dataclass(frozen=True)
@@ -162,6 +162,18 @@ class Backbone(nn.Module):
                 block.forward.inner = torch.compile(block.forward.inner)
             else:
                 block.compile()
+
+    def set_rope(self, settings: RopeSettings) -> None:
+        """Change how the positions are rotated, as far as ``settings`` say.
+
+        Raises:
+            OpenfinoError: if they say anything and the model has no such positions.
+        """
+        if given := settings.model_dump(exclude_none=True):
+            raise OpenfinoError(
+                f"model.rope.{next(iter(given))}: only a DINOv3 vision transformer has rotary positions; this is "
+                f"a model of type {self.config.model_type!r}. Write model.rope: {{}} (preset authors sets dtype)"
+            )
 
     def own_state(self) -> dict[str, Tensor]:
         """Parameters that the transformers model knows nothing of, by name."""

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +14,13 @@ from transformers import AutoConfig, PreTrainedConfig
 from openfino.errors import OpenfinoError
 from openfino.models.backbone import Backbone
 from openfino.models.channels import expand_channels
+from openfino.models.checkpoints import Checkpoint, open_checkpoint, transformers_source
 from openfino.models.families import backbone_config, family_of, vision_part
 
 MIN_MATCHED = 0.99
 OWN_WEIGHTS = "openfino.safetensors"
 """Beside the transformers weights: parameters that their model does not have (:meth:`Backbone.own_state`)."""
+MASK_TOKEN = "embeddings.mask_token"
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,7 @@ class LoadReport:
     missing: list[str]
     unexpected: list[str]
     reshaped: list[str]
+    notes: list[str] = field(default_factory=list)
 
     @property
     def fraction(self) -> float:
@@ -48,6 +51,7 @@ class LoadReport:
             if names:
                 shown = ", ".join(names[:5]) + (f" ... and {len(names) - 5} more" if len(names) > 5 else "")
                 lines.append(f"  {title}: {shown}")
+        lines += [f"  {note}" for note in self.notes]
         return "\n".join(lines)
 
 
@@ -61,24 +65,61 @@ def random_backbone(settings: Mapping[str, Any], channels: int, seed: int) -> Ba
 
 
 def read_config(source: str) -> PreTrainedConfig:
-    """The configuration at a Hugging Face hub name or folder; of a model with a text tower, its image tower's.
+    """The configuration at a Hugging Face hub name or folder (of a model with a text tower, its image tower's), or of
+    a weights file or timm model, as its shapes tell.
 
     Raises:
         OpenfinoError: if there is none, or if it is of no family that we know.
     """
+    checkpoint = open_checkpoint(source)
+    if checkpoint is not None:
+        return vision_part(checkpoint.config)
     try:
-        return vision_part(AutoConfig.from_pretrained(source))
+        return vision_part(AutoConfig.from_pretrained(transformers_source(source)))
     except (OSError, ValueError, StrictDataclassError) as error:
         raise _cannot_load(source, error) from None
 
 
-def pretrained_backbone(source: str, *, allow_partial: bool = False) -> tuple[Backbone, LoadReport]:
-    """Load a backbone from a Hugging Face hub name or folder, in float32, with its own channel count.
+def pretrained_backbone(
+    source: str, *, allow_partial: bool = False, layer_norm_eps: float | None = None
+) -> tuple[Backbone, LoadReport]:
+    """Load a backbone in float32, with its own channel count.
+
+    Args:
+        source: a Hugging Face hub name or folder, a timm hub name or folder, or a file of DINOv3 weights.
+        allow_partial: go on when under 99 % of the parameters matched.
+        layer_norm_eps: of the norms in a file of Meta, which does not say; 1e-5 when not given.
 
     Raises:
         OpenfinoError: if nothing is there, if it is of no family that we know, or if under 99 % of the parameters
             matched.
     """
+    checkpoint = open_checkpoint(source, layer_norm_eps=layer_norm_eps)
+    if checkpoint is not None:
+        vision_part(checkpoint.config)
+        model, missing, unexpected = _filled(checkpoint)
+        backbone = family_of(checkpoint.config).backbone(model.eval())
+    else:
+        if layer_norm_eps is not None:
+            raise OpenfinoError(
+                f"model.layer_norm_eps is for weights files that do not say; {source}'s config.json does"
+            )
+        backbone, missing, unexpected = _opened_by_transformers(transformers_source(source))
+    sizes = {name.removeprefix("model."): value.numel() for name, value in backbone.named_parameters()}
+    lost = sum(sizes.get(name, 0) for name in missing)
+    total = sum(sizes.values())
+    notes = checkpoint.notes if checkpoint else []
+    report = LoadReport(source, total - lost, total, missing, unexpected, [], notes)
+    if report.fraction < MIN_MATCHED and not allow_partial:
+        raise OpenfinoError(
+            f"{report}\nUnder {MIN_MATCHED:.0%} of the parameters matched: this is not the model that its "
+            "configuration describes. Mend the source, or set model.allow_partial: true"
+        )
+    return backbone, report
+
+
+def _opened_by_transformers(source: str) -> tuple[Backbone, list[str], list[str]]:
+    """A backbone, the names of missing parameters and of unexpected tensors."""
     config = read_config(source)
     family = family_of(config)
     try:
@@ -92,17 +133,37 @@ def pretrained_backbone(source: str, *, allow_partial: bool = False) -> tuple[Ba
     # A mismatched tensor is listed as (name, shape there, shape here) and keeps its random values: not a match.
     mismatched = sorted(str(item[0]) for item in info.get("mismatched_keys", ()))
     missing = sorted({*map(str, info["missing_keys"]), *mismatched, *_load_own(backbone, source)})
-    sizes = {name.removeprefix("model."): value.numel() for name, value in backbone.named_parameters()}
-    lost = sum(sizes.get(name, 0) for name in missing)
-    total = sum(sizes.values())
-    unexpected = sorted(map(str, info["unexpected_keys"]))
-    report = LoadReport(source, total - lost, total, missing, unexpected, [])
-    if report.fraction < MIN_MATCHED and not allow_partial:
-        raise OpenfinoError(
-            f"{report}\nUnder {MIN_MATCHED:.0%} of the parameters matched: this is not the model that its "
-            "configuration describes. Mend the source, or set model.allow_partial: true"
-        )
-    return backbone, report
+    return backbone, missing, sorted(map(str, info["unexpected_keys"]))
+
+
+def _filled(checkpoint: Checkpoint) -> tuple[Any, list[str], list[str]]:
+    """A model with the tensors of ``checkpoint``, the names of missing parameters and of unexpected tensors.
+
+    Room is made for each parameter once and nothing is drawn, unless something is missing. A mask token, which some
+    formats do not have, is then zero.
+    """
+    model_class, state = family_of(checkpoint.config).model_class, checkpoint.state
+    with torch.device("meta"):
+        model = model_class(checkpoint.config)
+    missing = [
+        name
+        for name, value in model.named_parameters()
+        if value.numel() and (name not in state or state[name].shape != value.shape)
+    ]
+    if set(missing) <= {MASK_TOKEN}:
+        model.to_empty(device="cpu")
+    else:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            model = model_class(checkpoint.config)
+    parameters = dict(model.named_parameters())
+    with torch.no_grad():
+        for name, value in parameters.items():
+            if name in state and name not in missing:
+                value.copy_(state[name])
+            elif name == MASK_TOKEN:
+                value.zero_()
+    return model, sorted(missing), sorted({*checkpoint.unexpected, *(state.keys() - parameters.keys())})
 
 
 def _load_own(backbone: Backbone, source: str) -> list[str]:
@@ -119,15 +180,17 @@ def _load_own(backbone: Backbone, source: str) -> list[str]:
 
 
 def _cannot_load(source: str, error: Exception) -> OpenfinoError:
-    kind = "folder" if Path(source).is_dir() else "hub name or folder"
+    kind = "folder" if Path(source).is_dir() else "hub name, folder or file"
     return OpenfinoError(f"model.source: cannot load {source!r} from this {kind}: {error}")
 
 
-def fit_channels(backbone: Backbone, report: LoadReport, channels: int) -> LoadReport:
+def fit_channels(
+    backbone: Backbone, report: LoadReport, channels: int, *, keep_grey_response: bool = True
+) -> LoadReport:
     """Expand the patch embedding to ``channels`` where it differs, and say so in the report."""
     old = backbone.channels
     if channels == old:
         return report
-    expand_channels(backbone, channels)
+    expand_channels(backbone, channels, keep_grey_response=keep_grey_response)
     note = f"{backbone.patch_embedding_name}.weight ({old} -> {channels} channels)"
     return dataclasses.replace(report, reshaped=[*report.reshaped, note])

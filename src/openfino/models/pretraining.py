@@ -10,6 +10,7 @@ from transformers.utils import cached_file
 from openfino.images.normalize import IMAGENET_MEAN, IMAGENET_STD
 from openfino.images.preprocess import Preprocessing
 from openfino.models.backbone import Backbone
+from openfino.models.checkpoints import open_checkpoint
 from openfino.models.families import family_of
 from openfino.models.loading import read_config
 from openfino.recipe import GivenNormalization, Normalization
@@ -18,7 +19,11 @@ PROCESSOR_FILE = "preprocessor_config.json"
 
 
 def read_processor(source: str) -> dict[str, Any]:
-    """The content of ``preprocessor_config.json`` at a folder or hub name; empty where there is none."""
+    """The content of ``preprocessor_config.json`` at a folder or hub name, or what a weights file or a timm model says
+    in its stead; empty where there is none."""
+    checkpoint = open_checkpoint(source)
+    if checkpoint is not None:
+        return checkpoint.processor
     if Path(source).is_dir():
         path = Path(source) / PROCESSOR_FILE
         found = str(path) if path.is_file() else None
@@ -68,7 +73,9 @@ def pretraining_normalization(source: str) -> Normalization:
 
 def _normalization(processor: Mapping[str, Any], backbone: type[Backbone], channels: int) -> Normalization:
     mean, std = (processor.get(key) for key in ("image_mean", "image_std"))
-    if not (isinstance(mean, list) and isinstance(std, list) and processor.get("do_normalize", True)):
+    if processor.get("do_normalize") is False:
+        mean, std = [0.0] * channels, [1.0] * channels
+    if not (isinstance(mean, list) and isinstance(std, list)):
         mean, std = [], []
     if not len(mean) == len(std) == channels:
         return backbone.normalization if channels == 3 else "zscore"

@@ -1,6 +1,7 @@
 """Models on disk: a Hugging Face folder plus ``openfino.json`` (preprocessing and provenance).
 
-``MODEL`` on the command line is a run folder (its best model, else its last), a model folder, or a hub name.
+``MODEL`` on the command line is a run folder (its best model, else its last), a model folder, a hub name, or a file of
+weights.
 """
 
 import json
@@ -18,6 +19,7 @@ from transformers.utils import logging as hf_logging
 from openfino.errors import OpenfinoError
 from openfino.images.preprocess import Preprocessing
 from openfino.models.backbone import Backbone
+from openfino.models.checkpoints import refuse_distributed, transformers_source
 from openfino.models.loading import OWN_WEIGHTS, pretrained_backbone
 from openfino.models.pretraining import default_preprocessing, pretraining_normalization
 from openfino.recipe import Normalization
@@ -80,14 +82,15 @@ def save_backbone(
 
 
 def model_folder(source: str | Path) -> Path | None:
-    """The folder that holds the weights of ``source``; None when ``source`` is no folder (a hub name).
+    """The folder that holds the weights of ``source``; None for a hub name, or a file with weights alone.
 
     Raises:
         OpenfinoError: for a run without a model yet, or a folder without a config.
     """
-    folder = Path(source)
+    folder = Path(transformers_source(str(source)))
     if not folder.is_dir():
         return None
+    refuse_distributed(folder)
     if (folder / "config.json").is_file():
         return folder
     for name in RUN_MODELS:

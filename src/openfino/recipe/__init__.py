@@ -8,7 +8,7 @@ and in Python. Unknown keys are refused with a suggestion; all problems are repo
 from openfino.recipe.factors import FactorSettings
 from openfino.recipe.gram import GramSettings
 from openfino.recipe.images import GivenNormalization, ImageSettings, Normalization, ViewSettings
-from openfino.recipe.model import ModelSettings
+from openfino.recipe.model import ModelSettings, RopeSettings
 from openfino.recipe.objective import (
     DinoSettings,
     GuidanceSettings,
@@ -41,6 +41,7 @@ __all__ = [
     "ObjectiveSettings",
     "ProbeSettings",
     "Recipe",
+    "RopeSettings",
     "Section",
     "SigregSettings",
     "Size",

@@ -134,7 +134,7 @@ def _heads(width: int, config_json: Mapping[str, Any]) -> tuple[int, bool]:
     name = str(config_json.get("architecture", "")).removesuffix("_qkvb")
     if name in ARCHITECTURES:
         return ARCHITECTURES[name].heads, False
-    return width // (128 if width == 4096 else 64), True
+    return max(width // (128 if width == 4096 else 64), 1), True
 
 
 def _image_size(config_json: Mapping[str, Any]) -> int | list[int]:

@@ -1,0 +1,260 @@
+"""Weights in files: Meta's ``.pth`` and timm's safetensors, told apart by what is in them and never unpickled.
+
+A prefix (``teacher.backbone.``) or a wrapper (``{"teacher": ...}``) of any depth is found by looking for the patch
+embedding; nothing is ever loaded silently in part.
+"""
+
+import json
+import pickle
+import re
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import snapshot_download
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import DINOv3ViTConfig
+
+from openfino.errors import OpenfinoError
+from openfino.models.formats.converted import State
+from openfino.models.formats.meta import EPSILON, from_meta
+from openfino.models.formats.timm import from_timm
+
+CONFIG = "config.json"
+WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+HUB_PREFIXES = ("hf-hub:", "hf_hub:")
+SUFFIXES = (".pth", ".pt", ".bin", ".safetensors")
+WRAPPERS = ("teacher", "model_ema", "model", "student", "state_dict")  # the first that is there is taken
+AVERAGED = ("teacher", "ema")
+PATCH_EMBEDDING = "patch_embed.proj.weight"
+# torch.compile and activation checkpointing put these between a module and its parameters.
+WRAPPED = re.compile(r"_orig_mod\.|_checkpoint_wrapped_module\.")
+META_SIGNS = ("rope_embed.periods", "storage_tokens", "blocks.0.ls1.gamma", "blocks.0.attn.qkv.bias_mask")
+TIMM_SIGNS = ("blocks.0.gamma_1", "reg_token", "blocks.0.mlp.fc1_g.weight")
+SATELLITE = {"image_mean": [0.430, 0.411, 0.296], "image_std": [0.213, 0.156, 0.143]}
+
+
+@dataclass
+class Checkpoint:
+    """Weights that were found in a file.
+
+    Attributes:
+        config: of the model.
+        state: tensors under the names of ``DINOv3ViTModel``, still on disk as far as they are not needed.
+        unexpected: tensors that have no place in the model.
+        notes: what was assumed, and what was left out on purpose.
+        processor: as in ``preprocessor_config.json``: mean, deviation, size, as far as they are known.
+    """
+
+    config: DINOv3ViTConfig
+    state: State
+    unexpected: list[str]
+    notes: list[str]
+    processor: dict[str, Any] = field(default_factory=dict)
+
+
+def is_timm_name(source: str) -> bool:
+    """Whether ``source`` names a timm model on the hub."""
+    return source.startswith(("timm/", *HUB_PREFIXES)) and not Path(source).exists()
+
+
+def open_checkpoint(source: str, *, layer_norm_eps: float | None = None) -> Checkpoint | None:
+    """Open a weights file, a timm folder or a timm hub name; None for what transformers opens by itself.
+
+    Args:
+        source: path or hub name.
+        layer_norm_eps: of the norms of a Meta file, which does not say; 1e-5 when not given.
+
+    Raises:
+        OpenfinoError: if it holds no DINOv3 ViT, or cannot be read without unpickling objects.
+    """
+    path = Path(_download(source) if is_timm_name(source) else source)
+    if path.is_dir():
+        refuse_distributed(path)
+        config = _read_json(path / CONFIG)
+        if "model_type" in config or not ("architecture" in config or "pretrained_cfg" in config):
+            return None
+        files = [path / name for name in WEIGHTS if (path / name).is_file()]
+        if not files:
+            raise OpenfinoError(f"model.source: {source} has timm's config.json but no {WEIGHTS[0]}")
+        path = files[0]
+    elif path.is_file():
+        config = _read_json(path.parent / CONFIG) if path.name in WEIGHTS else {}
+        if "model_type" in config:
+            return None
+    elif path.suffix in SUFFIXES:
+        raise OpenfinoError(f"model.source: there is no file {source}")
+    else:
+        return None
+    try:
+        return _understood(_read_tensors(path), path, config, layer_norm_eps)
+    except OpenfinoError as error:
+        raise OpenfinoError(f"model.source: cannot load {source}: {error}") from None
+
+
+def transformers_source(source: str) -> str:
+    """The folder, where ``source`` is the weights file of a transformers folder; else ``source``."""
+    path = Path(source)
+    if path.is_file() and path.name in WEIGHTS and "model_type" in _read_json(path.parent / CONFIG):
+        return str(path.parent)
+    return source
+
+
+def refuse_distributed(folder: Path) -> None:
+    """Refuse a folder that ``torch.distributed.checkpoint`` wrote.
+
+    Raises:
+        OpenfinoError: saying how to make a file of it.
+    """
+    if (folder / ".metadata").is_file() and not (folder / CONFIG).is_file():
+        raise OpenfinoError(
+            f"model.source: {folder} is a checkpoint of torch.distributed. Make a file of it with 'python -m "
+            f"torch.distributed.checkpoint.format_utils dcp_to_torch {folder} checkpoint.pth' and name that file"
+        )
+
+
+def _download(source: str) -> str:
+    """The files of a timm model on the hub, in the hub's cache."""
+    name = source
+    for prefix in HUB_PREFIXES:
+        name = name.removeprefix(prefix)
+    try:
+        return snapshot_download(name, allow_patterns=[CONFIG, WEIGHTS[0]])
+    except (OSError, ValueError) as error:
+        raise OpenfinoError(f"model.source: cannot download {name!r} from the hub: {error}") from None
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise OpenfinoError(f"model.source: {path} is no JSON: {error}") from None
+    return content if isinstance(content, dict) else {}
+
+
+def _read_tensors(path: Path) -> State:
+    """Every tensor of a file by its name, without wrappers; mapped, not read, where the format allows it."""
+    if path.suffix == ".safetensors":
+        try:
+            return load_file(path)
+        except SafetensorError as error:
+            raise OpenfinoError(f"it is no safetensors file ({error})") from None
+    state = _unwrapped(_load_pickled(path))
+    if not state:
+        raise OpenfinoError("there is no tensor in it")
+    return state
+
+
+def _load_pickled(path: Path) -> Any:
+    """``torch.load`` of tensors and plain values alone."""
+    options: dict[str, Any] = {"map_location": "cpu", "weights_only": True}
+    try:
+        try:
+            return torch.load(path, mmap=True, **options)
+        except RuntimeError as error:
+            if "mmap can only be used" not in str(error):
+                raise
+            return torch.load(path, **options)  # written before PyTorch 1.6
+    except pickle.UnpicklingError as error:
+        wanted = re.search(r"GLOBAL (\S+) was not an allowed", str(error))
+        what = f"objects of its own ({wanted[1]})" if wanted else "more than tensors"
+        raise OpenfinoError(
+            f"it holds {what}, and unpickling these would run code from the file. Save the state dict alone: "
+            "torch.save(model.state_dict(), PATH)"
+        ) from None
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        raise OpenfinoError(f"PyTorch cannot read it ({str(error).splitlines()[0]})") from None
+
+
+def _unwrapped(loaded: Any) -> State:
+    """The tensors of a state dict, or of the one inside a checkpoint of training."""
+    if not isinstance(loaded, Mapping):
+        raise OpenfinoError(f"it holds a {type(loaded).__name__} and no state dict")
+    for name in WRAPPERS:
+        if isinstance(loaded.get(name), Mapping):
+            return _unwrapped(loaded[name])
+    return {str(name): value for name, value in loaded.items() if isinstance(value, Tensor)}
+
+
+def _understood(
+    state: State, path: Path, config_json: Mapping[str, Any], layer_norm_eps: float | None
+) -> Checkpoint:
+    """The backbone among the tensors of a file, in the names of transformers."""
+    state = {WRAPPED.sub("", name): tensor for name, tensor in state.items()}
+    prefix = _prefix(state)
+    own = {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
+    notes = _left_out(name for name in state if not name.startswith(prefix))
+    if any(sign in own for sign in TIMM_SIGNS):
+        if layer_norm_eps is not None:
+            raise OpenfinoError("model.layer_norm_eps is for files of Meta; timm's DINOv3 has 1e-5")
+        found, processor = from_timm(own, config_json), _timm_processor(config_json)
+    elif any(sign in own for sign in META_SIGNS) and "pos_embed" not in own:
+        found = from_meta(own, layer_norm_eps=EPSILON if layer_norm_eps is None else layer_norm_eps)
+        processor = dict(SATELLITE) if "sat493m" in path.name.lower() else {}
+    else:
+        raise OpenfinoError(_what_it_is(own))
+    return Checkpoint(
+        DINOv3ViTConfig(**found.config), found.state, found.unexpected, [*notes, *found.notes], processor
+    )
+
+
+def _prefix(state: Mapping[str, Tensor]) -> str:
+    """What stands before the names of the backbone; the averaged one's where there are several."""
+    prefixes = [
+        name.removesuffix(PATCH_EMBEDDING)
+        for name in state
+        if name == PATCH_EMBEDDING or name.endswith(f".{PATCH_EMBEDDING}")
+    ]
+    if not prefixes:
+        raise OpenfinoError(_what_it_is(state))
+    if len(prefixes) > 1:
+        prefixes = [prefix for prefix in prefixes if any(word in prefix for word in AVERAGED)] or prefixes
+    if len(prefixes) > 1:
+        raise OpenfinoError(
+            f"it holds several backbones ({', '.join(map(repr, prefixes))}); save the state dict of one of them"
+        )
+    return prefixes[0]
+
+
+def _left_out(names: Any) -> list[str]:
+    counts = Counter(name.split(".")[0] for name in names)
+    return [f"{number} tensors of {module} left out" for module, number in counts.items()]
+
+
+def _what_it_is(state: Mapping[str, Tensor]) -> str:
+    """Why a state dict cannot be used."""
+    names = list(state)
+    if any("patch_embeddings" in name for name in names):
+        return (
+            "these are the names of transformers; its config.json must be beside the weights, and the folder is "
+            "what to name"
+        )
+    if any(name.startswith(("downsample_layers.", "stages.")) for name in names):
+        return "this is a ConvNeXt; start from its Hugging Face name or folder (facebook/dinov3-convnext-...)"
+    if "pos_embed" in names:
+        return (
+            "it has absolute position embeddings (pos_embed): this is another vision transformer than DINOv3. Start "
+            "from its Hugging Face name or folder (facebook/dinov2-...)"
+        )
+    shown = ", ".join(names[:3])
+    return (
+        f"none of its {len(names)} tensors ({shown}, ...) is the patch embedding of a DINOv3 vision transformer "
+        f"({PATCH_EMBEDDING}, after any prefix)"
+    )
+
+
+def _timm_processor(config_json: Mapping[str, Any]) -> dict[str, Any]:
+    """What timm's ``pretrained_cfg`` says of the images, in the words of transformers."""
+    stated = config_json.get("pretrained_cfg") or {}
+    processor: dict[str, Any] = {}
+    for ours, theirs in (("image_mean", "mean"), ("image_std", "std")):
+        if isinstance(stated.get(theirs), list | tuple):
+            processor[ours] = [float(value) for value in stated[theirs]]
+    return processor
