@@ -45,8 +45,12 @@ class Onnx(Door):
                 dynamo=True,
                 input_names=["pixels"],
                 output_names=output_names(model),
+                dynamic_shapes=traced.dynamic_shapes,  # for the names alone
                 verbose=False,
             )
+            if traced.any_size:
+                patches = graph.model.graph.outputs[1]
+                patches.shape[1] = "rows*columns"
             graph.model.metadata_props.update(metadata(model))
             large = sum(tensor.nbytes for tensor in model.backbone.parameters()) > LARGEST_ALONE
             graph.save(folder / GRAPH, external_data=large)
@@ -91,11 +95,13 @@ def metadata(model: LoadedModel) -> dict[str, str]:
 
 @contextmanager
 def _quiet_exporter() -> Iterator[None]:
-    """Keep torch's exporter from reporting that torchvision, of which the models need nothing, is absent."""
-    logger = logging.getLogger("torch.onnx._internal.exporter")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    """Keep the exporter from reporting what it skips (operators of torchvision, constants it does not fold)."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx._internal.exporter", "onnxscript")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
     try:
         yield
     finally:
-        logger.setLevel(level)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -105,9 +106,17 @@ def sizes_taken(model: LoadedModel, any_size: bool) -> str:
 
 @dataclass(frozen=True)
 class Traced:
-    """A program, whether it takes images of any size, and what to say about it."""
+    """A program of :class:`PixelModel`.
+
+    Attributes:
+        program: what ``torch.export`` made.
+        dynamic_shapes: which of its input's dimensions are free, as ``torch.export`` takes it.
+        any_size: whether height and width are among them.
+        notes: what to say about it.
+    """
 
     program: ExportedProgram
+    dynamic_shapes: dict[str, dict[int, Any]]
     any_size: bool
     notes: list[str]
 
@@ -121,34 +130,35 @@ def trace(model: LoadedModel) -> Traced:
     module = PixelModel(model).eval().requires_grad_(False)
     patch = model.backbone.patch_size
     height, width = model.preprocessing.size
-    channels = model.backbone.channels
     batch = Dim("batch", min=1)
-    sides = {2: patch * Dim("rows", min=2), 3: patch * Dim("columns", min=2)}
+    free = {"pixels": {0: batch, 2: patch * Dim("rows", min=2), 3: patch * Dim("columns", min=2)}}
     # Neither square nor of the model's own size, so that nothing is taken for granted.
-    program, reason = _try(module, (2, channels, 3 * patch, 5 * patch), {0: batch, **sides}, model, True)
+    program, reason = _attempt(module, (3 * patch, 5 * patch), free, model)
     if program is not None:
-        return Traced(program, True, [])
-    program, other = _try(module, (2, channels, height, width), {0: batch}, model, False)
+        return Traced(program, free, True, [])
+    fixed = {"pixels": {0: batch}}
+    program, other = _attempt(module, (height, width), fixed, model)
     if program is None:
         raise OpenfinoError(
             f"torch.export cannot follow this {model.backbone.family} model: {other}. Export with '--to hf'"
         )
     note = (
-        f"images of {height} x {width} alone: at other sizes this architecture cannot be traced ({reason}). Set "
-        "preprocessing.size in the model's openfino.json for another size"
+        f"images of {height} x {width} alone: this architecture cannot be traced for all sizes at once (torch.export: "
+        f"{reason}). For another size, set preprocessing.size in openfino.json of the model and export again"
     )
-    return Traced(program, False, [note])
+    return Traced(program, fixed, False, [note])
 
 
-def _try(
-    module: PixelModel, shape: tuple[int, ...], free: dict[int, object], model: LoadedModel, any_size: bool
+def _attempt(
+    module: PixelModel, size: tuple[int, int], free: dict[str, dict[int, Any]], model: LoadedModel
 ) -> tuple[ExportedProgram | None, str]:
     """The program, or None and why: it could not be traced, or computes something else at other sizes."""
+    example = torch.rand(2, model.backbone.channels, *size)
     try:
         with torch_may_warn(), torch.no_grad():
-            program = torch.export.export(module, (torch.rand(shape),), dynamic_shapes={"pixels": free})
+            program = torch.export.export(module, (example,), dynamic_shapes=free)
             run = program.module()
-            for images in fixed_images(model, any_size=any_size):
+            for images in fixed_images(model, any_size=2 in free["pixels"]):
                 ours, theirs = module(images), run(images)
                 if not all(torch.allclose(ours[name], theirs[name], rtol=1e-3, atol=1e-3) for name in ours):
                     return None, f"the program differs on images of {tuple(images.shape[-2:])}"
