@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from huggingface_hub.errors import StrictDataclassError
 from transformers import (
     Dinov2Model,
     Dinov2WithRegistersModel,
@@ -86,7 +87,7 @@ def backbone_config(settings: Mapping[str, Any], channels: int) -> PreTrainedCon
         family.backbone.settle(config)
     except OpenfinoError as error:
         raise OpenfinoError(f"model.config: {error}") from None
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, StrictDataclassError) as error:
         raise OpenfinoError(f"model.config: {config_class.__name__} refuses it: {error}") from None
     return config
 
