@@ -11,9 +11,11 @@ import torch
 from PIL import Image
 from rich.console import Console
 
-from openfino.adapt import adapt
+from conftest import TINY
+from openfino.adapt import adapt, starting_backbone
 from openfino.errors import InputProblemsError, OpenfinoError
 from openfino.factors.encode import load_vocabularies
+from openfino.models.loading import random_backbone
 from openfino.models.store import load_model
 from openfino.recipe import build_recipe
 from openfino.training.checkpoint import list_checkpoints, load_checkpoint
@@ -276,6 +278,17 @@ def test_a_started_model_folder_and_channels(image_set, tmp_path):
         model={"source": str(tmp_path / "first"), "config": None},
     )
     assert second["weights"]["matched"] == second["weights"]["total"]
+
+
+def test_new_channels_may_leave_the_old_filters_as_they_are(image_set, tmp_path):
+    folder = tmp_path / "start"
+    random_backbone(TINY, 3, seed=0).model.save_pretrained(folder)
+    filters = {}
+    for keep in (True, False):
+        model = {"source": str(folder), "keep_grey_response": keep}
+        recipe = build_recipe({"manifest": str(image_set), "out": str(tmp_path / "run"), "model": model})
+        filters[keep] = starting_backbone(recipe, list("abcd"))[0].filters
+    torch.testing.assert_close(filters[True], filters[False] * 3 / 4)
 
 
 def test_checkpointed_activations_change_no_loss(image_set, tmp_path):

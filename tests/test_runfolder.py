@@ -68,6 +68,18 @@ def test_a_run_whose_schedules_ignore_its_length_may_be_extended(tmp_path):
         claim(recipe(tmp_path, train={**constant, "steps": 100}), resume=True)
 
 
+def test_a_decay_over_the_whole_run_forbids_extending_it(tmp_path):
+    constant = {
+        "schedule": "constant",
+        "steps": 100,
+        "teacher_momentum": [0.99, 0.99],
+        "weight_decay": [0, 1],
+    }
+    claim(recipe(tmp_path, train=constant))
+    with pytest.raises(OpenfinoError, match=r"train\.steps"):
+        claim(recipe(tmp_path, train={**constant, "steps": 200}), resume=True)
+
+
 def test_a_ramp_over_the_whole_run_forbids_extending_it(tmp_path):
     constant = {"schedule": "constant", "steps": 100, "teacher_momentum": [0.99, 0.99]}
     guided = {"factors": {"a": "informative"}}

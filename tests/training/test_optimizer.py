@@ -82,6 +82,34 @@ def test_only_the_last_blocks_unfreeze_when_asked(backbone):
     assert "embeddings.cls_token" not in names
 
 
+def test_the_last_blocks_may_train_alone(backbone):
+    settings = TrainSettings(trainable_blocks=1, trainable_blocks_alone=True)
+    for stage_one in (True, False):
+        freeze_for_stage(backbone, settings, stage_one=stage_one)
+        names = trainable(backbone)
+        assert bool(names) != stage_one
+        assert all("layer.2." in name for name in names)
+    freeze_for_stage(backbone, TrainSettings(trainable_blocks_alone=True), stage_one=False)
+    assert len(trainable(backbone)) == len(list(backbone.parameters()))
+
+
+def test_stage_one_may_freeze_the_patch_embedding(backbone):
+    settings = TrainSettings(freeze_patch_embedding=True)
+    freeze_for_stage(backbone, settings, stage_one=True)
+    assert not trainable(backbone)
+    freeze_for_stage(backbone, settings, stage_one=False)
+    assert len(trainable(backbone)) == len(list(backbone.parameters()))
+    assert all(key.backbone for key in backbone_groups(backbone, settings).values())
+
+
+def test_the_weight_decay_is_that_of_the_step_where_it_applies(backbone):
+    optimizer = build_optimizer({"backbone": backbone}, TrainSettings())
+    for decay in (0.04, 0.4):
+        set_rates(optimizer, Rates(lr=1.0, weight_decay=decay, backbone=0.5))
+        decays = {group["decays"]: group["weight_decay"] for group in optimizer.param_groups}
+        assert decays == {True: decay, False: 0.0}
+
+
 def test_the_norm_is_over_everything_and_shows_nan():
     first, second = (torch.nn.Parameter(torch.zeros(2)) for _ in range(2))
     first.grad, second.grad = torch.tensor([3.0, 0.0]), torch.tensor([0.0, 4.0])
