@@ -5,9 +5,8 @@ import math
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
-from transformers import DINOv3ViTConfig
 
 from openfino.errors import OpenfinoError
 from openfino.export.door import Door, Opened, Written, uncovered
@@ -16,10 +15,10 @@ from openfino.export.usage import timm_usage
 from openfino.images.normalize import channel_statistics, normalize
 from openfino.models.backbone import Tokens
 from openfino.models.dinov3 import Dinov3Backbone
-from openfino.models.formats.timm import ARCHITECTURES, EPSILON, from_timm, to_timm
+from openfino.models.formats.timm import ARCHITECTURES, EPSILON, to_timm
 from openfino.models.licence import parent_of
+from openfino.models.loading import MASK_TOKEN, pretrained_backbone
 from openfino.models.store import LoadedModel
-from openfino.models.vit import DINOv3ViTModel
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 # What timm's DINOv3 architectures have in common.
@@ -67,19 +66,15 @@ class Timm(Door):
 
     def open(self, model: LoadedModel, folder: Path) -> Opened:
         """See :meth:`Door.open`."""
-        stored = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-        converted = from_timm(load_file(folder / WEIGHTS), stored)
-        opened = DINOv3ViTModel(DINOv3ViTConfig(**converted.config))
-        strays = opened.load_state_dict(converted.state, strict=False)
-        missing = set(strays.missing_keys) - {"embeddings.mask_token", "embeddings.register_tokens"}
-        # Without registers neither side has any to lose.
-        if missing or strays.unexpected_keys or converted.unexpected:
-            names = sorted([*missing, *strays.unexpected_keys, *converted.unexpected])
-            raise OpenfinoError(f"the export does not open as it was written: {', '.join(names[:5])}")
-        backbone = Dinov3Backbone(opened.eval())
+        opened, report = pretrained_backbone(str(folder))
+        strays = [*(set(report.missing) - {MASK_TOKEN}), *report.unexpected]
+        if strays:
+            raise OpenfinoError(
+                f"the export does not open as it was written: {', '.join(sorted(strays)[:5])}"
+            )
 
         def run(images: Tensor) -> Tokens:
-            tokens: Tokens = backbone(normalize(images, model.preprocessing.normalization))
+            tokens: Tokens = opened(normalize(images, model.preprocessing.normalization))
             return tokens
 
         return run
