@@ -51,6 +51,7 @@ def test_binary_loss_matches_loops_for_any_number_of_ones() -> None:
 @pytest.mark.parametrize("binary", [False, True])
 def test_a_head_judges_by_its_own_loss(binary: bool) -> None:
     head, logits = Classifier(4, 3, binary=binary), 3 * draw(2, 4, 4)
+    logits[:, 2, VALUES[2]] = 9.0  # as if right about the image that has no value
     losses, correct = head.judge(logits, VALUES, VALID)
     for crop in range(2):
         for image in range(4):

@@ -241,6 +241,16 @@ def test_a_ramp_of_zero_leaves_weighted_losses_unscaled() -> None:
         assert (scales == [1.0, 1.0]) == alike
 
 
+def test_weighted_losses_without_a_pull_worth_the_name_stay_as_they_are() -> None:
+    """The released code's absolute threshold (official-code B16); the default knows none."""
+    tiny = [replace(factor, weight=1e-8) for factor in (PLATE, AGE)]
+    for settings, alike in ((BY_WEIGHTED, True), ({}, False)):
+        guidance = make_guidance(*tiny, **settings)
+        run(guidance, guided_views())
+        scales = [guidance.metrics()[f"guidance/{name}/scale"].item() for name in ("age", "plate")]
+        assert (scales == [1.0, 1.0]) == alike
+
+
 def steps_on_a_rank() -> dict[str, Any]:
     """Three steps with each head on this rank's share; what must not depend on the number of ranks."""
     world = current_world()

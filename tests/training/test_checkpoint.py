@@ -102,7 +102,7 @@ def test_new_values_have_what_a_new_run_would_give_them(settings):
     """For the authors' bank random unit vectors and the temperature, never zeros."""
     small, large = make_objective(3, **settings), make_objective(6, **settings)
     saved = {f"objective.{name}": value + 1 for name, value in small.state_dict().items()}
-    fresh = {f"objective.{name}": value for name, value in large.state_dict().items()}
+    fresh = {f"objective.{name}": value.clone() for name, value in large.state_dict().items()}
     grown = grow_rows(saved, fresh)
     large.load_state_dict({name.removeprefix("objective."): value for name, value in grown.items()})
     grew = [name for name in saved if saved[name].shape != fresh[name].shape]
