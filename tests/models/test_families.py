@@ -253,6 +253,7 @@ def test_unknown_keys_are_refused(name):
         ({"model_type": "dinov2", "num_attention_heads": 5}, "not divisible by 5 attention heads"),
         ({"model_type": "dinov2", "image_size": [32, 64]}, "32 x 64.*square grid"),
         ({"model_type": "siglip_vision_model", "image_size": [32, 64]}, "32 x 64.*square grid"),
+        ({"model_type": "siglip_vision_model", "patch_size": [16, 8]}, "16 x 8 pixels are not square"),
         ({"model_type": "siglip2_vision_model", "num_patches": 15}, "15 is no square number"),
         ({"model_type": "dinov3_convnext", "depths": [1, 1]}, r"\[1, 1\].*same stages"),
         ({"model_type": "dinov2", "hidden_size": "wide"}, "Dinov2Config refuses it"),

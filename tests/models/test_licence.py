@@ -16,6 +16,8 @@ from openfino.models.licence import Parent, card_header, licence_of, parent_of
         ("/cache/models--facebook--dinov3-vits16-pretrain-lvd1689m/snapshots/0a1b", "dinov3-license"),
         ("facebook/dinov2-small", "apache-2.0"),
         ("C:\\models\\facebook\\dinov2-with-registers-base", "apache-2.0"),
+        ("google/siglip2-base-patch16-224", "apache-2.0"),
+        ("/cache/models--google--siglip2-base-patch16-naflex/snapshots/0a1b", "apache-2.0"),
         ("someone/dinov2-like", "unknown"),
         ("my/own-dinov3", "unknown"),
         (None, None),

@@ -30,6 +30,7 @@ class Dinov2Backbone(Backbone):
         """See :meth:`Backbone.settle`."""
         refuse_oblong_positions(config)
         refuse_uneven_heads(config)
+        cls.patch_size_of(config)
         if hasattr(config, "use_mask_token"):
             config.use_mask_token = True
 

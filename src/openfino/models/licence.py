@@ -26,6 +26,7 @@ LICENCE_LINKS = {
 _NAMES = (
     (re.compile(r"(^|/)facebook/dinov3|dinov3.*(lvd1689m|sat493m)", re.IGNORECASE), DINOV3),
     (re.compile(r"(^|/)facebook/dinov2", re.IGNORECASE), "apache-2.0"),
+    (re.compile(r"(^|/)google/siglip", re.IGNORECASE), "apache-2.0"),
 )
 
 

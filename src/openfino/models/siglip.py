@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from openfino.errors import OpenfinoError
-from openfino.models.backbone import Backbone, Tokens
+from openfino.models.backbone import Backbone, Tokens, sides
 from openfino.models.dinov2 import refuse_oblong_positions, refuse_uneven_heads
 from openfino.recipe import GivenNormalization
 
@@ -50,6 +50,8 @@ class SiglipBackbone(Backbone):
         """See :meth:`Backbone.settle`."""
         refuse_oblong_positions(config)
         refuse_uneven_heads(config)
+        # transformers computes with these.
+        config.image_size, config.patch_size = sides(config.image_size)[0], cls.patch_size_of(config)
 
     def inputs_of(self, pixels: Tensor) -> dict[str, Any]:
         """See :meth:`Backbone.inputs_of`."""
@@ -102,6 +104,7 @@ class NaflexBackbone(SiglipBackbone):
         refuse_uneven_heads(config)
         if math.isqrt(config.num_patches) ** 2 != config.num_patches:
             raise OpenfinoError(f"num_patches {config.num_patches} is no square number")
+        config.patch_size = cls.patch_size_of(config)
 
     @classmethod
     def image_size_of(cls, config: PreTrainedConfig) -> tuple[int, int]:

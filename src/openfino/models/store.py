@@ -46,12 +46,14 @@ class LoadedModel:
 
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """Silence the progress bars of ``transformers`` for a moment."""
-    enabled = hf_logging.is_progress_bar_enabled()
+    """Silence the progress bars and the load report of ``transformers`` for a moment: our report says it all."""
+    enabled, verbosity = hf_logging.is_progress_bar_enabled(), hf_logging.get_verbosity()
     hf_logging.disable_progress_bar()
+    hf_logging.set_verbosity_error()
     try:
         yield
     finally:
+        hf_logging.set_verbosity(verbosity)
         if enabled:
             hf_logging.enable_progress_bar()
 
