@@ -228,8 +228,8 @@ def our_names(case: Case, name: str) -> list[str]:
         "embedding nor the last norm; ours trains both, so that new channels can be learned "
         "(`train.trainable_blocks_alone: true`). Outside FINO their stage 1 freezes the patch embedding too "
         "(`train.freeze_patch_embedding: true`). Their `dino_head_wd_multiplier` has no effect; we have no such key. "
-        "Theirs clips backbone, DINO head and iBOT head each by itself and the heads of the factors never, and steps on "
-        "gradients that are not finite; ours clips everything together and skips such a step on all ranks."
+        "Theirs clips backbone, DINO head and iBOT head each by itself and the heads of the factors never, and steps "
+        "on gradients that are not finite; ours clips everything together and skips such a step on all ranks."
     ),
 )
 def parameter_groups(case: Case, dtype: torch.dtype) -> Iterator[Compared]:
