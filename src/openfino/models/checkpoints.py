@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import snapshot_download
+from huggingface_hub import snapshot_download, try_to_load_from_cache
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
@@ -77,7 +77,7 @@ def open_checkpoint(source: str, *, layer_norm_eps: float | None = None) -> Chec
     if path.is_dir():
         refuse_distributed(path)
         config = _read_json(path / CONFIG)
-        if "model_type" in config or not ("architecture" in config or "pretrained_cfg" in config):
+        if not _is_timm(config):
             return None
         files = [path / name for name in WEIGHTS if (path / name).is_file()]
         if not files:
@@ -118,15 +118,34 @@ def refuse_distributed(folder: Path) -> None:
         )
 
 
+def timm_json(source: str) -> dict[str, Any]:
+    """timm's config.json at a folder, beside a weights file or in the hub's cache; empty where there is none."""
+    path = Path(source)
+    if is_timm_name(source):
+        cached = try_to_load_from_cache(_hub_name(source), CONFIG)
+        config = _read_json(Path(cached)) if isinstance(cached, str) else {}
+    else:
+        config = _read_json((path.parent if path.name in WEIGHTS else path) / CONFIG)
+    return config if _is_timm(config) else {}
+
+
+def _is_timm(config: Mapping[str, Any]) -> bool:
+    return "model_type" not in config and ("architecture" in config or "pretrained_cfg" in config)
+
+
 def _download(source: str) -> str:
     """The files of a timm model on the hub, in the hub's cache."""
-    name = source
-    for prefix in HUB_PREFIXES:
-        name = name.removeprefix(prefix)
+    name = _hub_name(source)
     try:
         return snapshot_download(name, allow_patterns=[CONFIG, WEIGHTS[0]])
     except (OSError, ValueError) as error:
         raise OpenfinoError(f"model.source: cannot download {name!r} from the hub: {error}") from None
+
+
+def _hub_name(source: str) -> str:
+    for prefix in HUB_PREFIXES:
+        source = source.removeprefix(prefix)
+    return source
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -13,6 +13,8 @@ from typing import Any
 import yaml
 from transformers import PreTrainedConfig
 
+from openfino.models.checkpoints import WEIGHTS, timm_json
+
 UNKNOWN = "unknown"
 DINOV3 = "dinov3-license"
 
@@ -34,11 +36,11 @@ def licence_of(source: str | Path | None, config: PreTrainedConfig | None = None
     """The licence of the weights at ``source``, as the Hugging Face hub writes it.
 
     What a folder says of itself counts first (the ``license`` of its README.md, then the parent's licence in
-    its openfino.json; for a run, of its model); then the name of the source, then the name that ``config``
-    remembers.
+    its openfino.json; for a run, of its model; then what timm's config.json states); then the name of the source,
+    then the name that ``config`` remembers.
 
     Args:
-        source: hub name or folder; None for random weights.
+        source: hub name, folder or file; None for random weights.
         config: the model's configuration, where at hand: it may know the hub name behind a folder.
 
     Returns:
@@ -47,14 +49,20 @@ def licence_of(source: str | Path | None, config: PreTrainedConfig | None = None
     """
     if source is None:
         return None
-    for folder in (Path(source), Path(source, "best"), Path(source, "model")):
+    place = Path(source).parent if Path(source).name in WEIGHTS else Path(source)
+    for folder in (place, Path(source, "best"), Path(source, "model")):
         declared = _declared_in_card(folder / "README.md")
         if declared is not None:
             return declared
         known, inherited = _inherited(folder / "openfino.json")
         if known:
             return inherited
-    for name in (str(source), str(getattr(config, "_name_or_path", ""))):
+    stated = timm_json(str(source))
+    pretrained = stated.get("pretrained_cfg") or {}
+    if pretrained.get("license"):
+        return str(pretrained["license"])
+    timm_name = f"{stated.get('architecture')}.{pretrained.get('tag')}"
+    for name in (str(source), timm_name, str(getattr(config, "_name_or_path", ""))):
         flat = name.replace("\\", "/").replace("--", "/")  # "--": how the hub's cache writes "/"
         for pattern, licence in _NAMES:
             if pattern.search(flat):
