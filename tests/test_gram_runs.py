@@ -118,6 +118,17 @@ def test_who_the_teacher_is_at_each_step(image_set, tmp_path, start):
     assert not torch.equal(averaged["model.norm.weight"], starting["model.norm.weight"])
 
 
+def test_a_named_teacher_keeps_its_own_weights(image_set, tmp_path, start):
+    """Its patch embedding is fitted to the three channels; nothing else changes, and nothing trains."""
+    gram = gram_settings("other", tmp_path)
+    run(image_set, tmp_path / "run", start, gram, train={"steps": 2})
+    found, theirs = gram_tensors(tmp_path / "run", 2), load_model(gram["teacher"]).backbone.state_dict()
+    assert found.keys() == theirs.keys()
+    fitted = [name for name, value in theirs.items() if not torch.equal(found[name], value)]
+    assert fitted == ["model.embeddings.patch_embeddings.weight"]
+    assert found[fitted[0]].shape == (48, 3, 16, 16)
+
+
 def test_student_and_starting_teacher_begin_as_one(image_set, tmp_path):
     """Without masks, and without positions drawn anew, nothing tells them apart at the first step."""
     backbone = random_backbone({**TINY, "pos_embed_rescale": None}, 3, seed=0)
