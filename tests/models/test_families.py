@@ -54,9 +54,11 @@ def test_tokens_are_those_of_transformers(name, size):
     backbone = tiny_family(name)
     scale = backbone.patch_size // 8  # the convolutions' patches are larger
     pixels = images(backbone, size=(size[0] * scale, size[1] * scale))
+    untouched = AutoModel.from_config(backbone.config).eval()
+    untouched.load_state_dict(backbone.model.state_dict())
     with torch.no_grad():
         ours = backbone(pixels)
-        output = backbone.model(**backbone.inputs_of(pixels))
+        output = untouched(**backbone.inputs_of(pixels))
     patches = size[0] // 8 * (size[1] // 8)
     assert ours.patches.shape == (2, patches, backbone.embed_dim)
     assert ours.registers.shape == (2, backbone.registers, backbone.embed_dim)
@@ -197,6 +199,7 @@ def test_the_teacher_is_a_copy_of_its_own(name):
     with torch.no_grad():
         for parameter in student.parameters():
             parameter += 1.0
+        torch.testing.assert_close(teacher(pixels).cls, before)
     update_teacher(teacher, student, momentum=0.9)
     for key, value in teacher.named_parameters():
         torch.testing.assert_close(value, old[key] + 0.1, msg=key)

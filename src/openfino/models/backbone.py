@@ -172,7 +172,7 @@ class Backbone(nn.Module):
         if given := settings.model_dump(exclude_none=True):
             raise OpenfinoError(
                 f"model.rope.{next(iter(given))}: only a DINOv3 vision transformer has rotary positions; this is "
-                f"a model of type {self.config.model_type!r}. Write model.rope: {{}} (preset authors sets dtype)"
+                f"a model of type {self.config.model_type!r}. Leave it out (preset authors sets dtype; write null)"
             )
 
     def own_state(self) -> dict[str, Tensor]:
@@ -206,3 +206,15 @@ def sides(size: int | Iterable[int]) -> tuple[int, int]:
     """Height and width of a size in a configuration: one number, or both."""
     height, width = (size, size) if isinstance(size, int) else size
     return int(height), int(width)
+
+
+def refuse_uneven_heads(config: PreTrainedConfig) -> None:
+    """Attention heads share the width.
+
+    Raises:
+        OpenfinoError: if the heads do not divide ``hidden_size``.
+    """
+    if config.hidden_size % config.num_attention_heads:
+        raise OpenfinoError(
+            f"hidden_size {config.hidden_size} is not divisible by {config.num_attention_heads} attention heads"
+        )

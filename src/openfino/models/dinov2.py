@@ -1,16 +1,17 @@
 """DINOv2 vision transformers, with and without registers: transformers' ``Dinov2Model`` and its sibling.
 
-The position embeddings are absolute: a square grid, resized to the crop's grid of patches by transformers itself
-(bicubic, float32; antialiased in the sibling alone). A crop whose grid is the stored one takes them as they are.
+The position embeddings are absolute: a square grid, resized to the crop's grid of patches (bicubic; antialiased in the
+sibling alone, as transformers does).
 """
 
 from typing import Any
 
-from torch import Tensor
-from transformers import PreTrainedConfig
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedConfig, PreTrainedModel
 
-from openfino.errors import OpenfinoError
-from openfino.models.backbone import Backbone, Tokens, sides
+from openfino.models.backbone import Backbone, Tokens, refuse_uneven_heads
+from openfino.models.positions import refuse_oblong_positions, resize_positions
 
 
 class Dinov2Backbone(Backbone):
@@ -24,6 +25,12 @@ class Dinov2Backbone(Backbone):
     blocks_name = "encoder.layer"
     patch_embedding_name = "embeddings.patch_embeddings.projection"
     embeddings_name = "embeddings"
+    antialias = False
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__(model)
+        embeddings: Any = model.get_submodule("embeddings")
+        embeddings.interpolate_pos_encoding = _Positions(embeddings, antialias=self.antialias)
 
     @classmethod
     def settle(cls, config: PreTrainedConfig) -> None:
@@ -50,29 +57,24 @@ class Dinov2RegistersBackbone(Dinov2Backbone):
     """DINOv2 with register tokens."""
 
     family = "dinov2_with_registers"
+    antialias = True
 
 
-def refuse_oblong_positions(config: PreTrainedConfig) -> None:
-    """Absolute positions are stored as a square grid; transformers would misread any other.
+class _Positions:
+    """Takes the place of ``interpolate_pos_encoding``, for which see :func:`resize_positions`.
 
-    Raises:
-        OpenfinoError: if ``image_size`` is not square.
+    An object and no closure, so that a copy of the embeddings brings its own.
     """
-    height, width = sides(config.image_size)
-    if height != width:
-        raise OpenfinoError(
-            f"image_size {height} x {width}: the position embeddings of a {config.model_type} model must be a "
-            "square grid (crops may have any shape). Give one number"
-        )
 
+    def __init__(self, embeddings: nn.Module, *, antialias: bool) -> None:
+        self.embeddings = embeddings
+        self.antialias = antialias
 
-def refuse_uneven_heads(config: PreTrainedConfig) -> None:
-    """Attention heads share the width.
-
-    Raises:
-        OpenfinoError: if the heads do not divide ``hidden_size``.
-    """
-    if config.hidden_size % config.num_attention_heads:
-        raise OpenfinoError(
-            f"hidden_size {config.hidden_size} is not divisible by {config.num_attention_heads} attention heads"
-        )
+    def __call__(self, _tokens: Tensor, height: int, width: int) -> Tensor:
+        """[1, 1 + P, D] for images of ``height`` x ``width`` pixels."""
+        embeddings: Any = self.embeddings
+        stored = embeddings.position_embeddings[0]
+        rows, columns = embeddings.patch_embeddings.patch_size
+        grid = (height // rows, width // columns)
+        resized = resize_positions(stored[1:], grid, "bicubic", antialias=self.antialias)
+        return torch.cat([stored[:1], resized])[None]

@@ -5,16 +5,15 @@ Of a checkpoint with a text tower only the vision tower is loaded.
 """
 
 import math
-from typing import Any
+from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from openfino.errors import OpenfinoError
-from openfino.models.backbone import Backbone, Tokens, sides
-from openfino.models.dinov2 import refuse_oblong_positions, refuse_uneven_heads
+from openfino.models.backbone import Backbone, Tokens, refuse_uneven_heads, sides
+from openfino.models.positions import refuse_oblong_positions, resize_positions
 from openfino.recipe import GivenNormalization
 
 
@@ -32,6 +31,8 @@ class SiglipBackbone(Backbone):
 
     family = "siglip_vision_model"
     processor = "SiglipImageProcessor"
+    resizing: Literal["bicubic", "bilinear"] = "bicubic"
+    antialias = False
     normalization = GivenNormalization(mean=[0.5, 0.5, 0.5], std=[0.5, 0.5, 0.5])
     blocks_name = "encoder.layers"
     patch_embedding_name = "embeddings.patch_embedding"
@@ -70,7 +71,7 @@ class SiglipBackbone(Backbone):
         patches = self._read(pixels)
         if masks is not None:
             patches = torch.where(masks.unsqueeze(-1), self.mask_token.to(patches.dtype), patches)
-        hidden = patches + self._positions(patches, *pixels.shape[-2:])
+        hidden = patches + self._positions(*pixels.shape[-2:])
         hidden = model.post_layernorm(model.encoder(inputs_embeds=hidden).last_hidden_state)
         cls = model.head(hidden) if model.use_head else hidden.mean(dim=1)
         return Tokens(cls, hidden[:, :0], hidden)
@@ -81,11 +82,11 @@ class SiglipBackbone(Backbone):
         embedded: Tensor = convolution(pixels.to(convolution.weight.dtype))
         return embedded.flatten(2).transpose(1, 2)
 
-    def _positions(self, patches: Tensor, height: int, width: int) -> Tensor:
-        """Position embeddings [1, P, D] of images of ``height`` x ``width`` pixels."""
-        embeddings: Any = self.model.get_submodule("embeddings")
-        positions: Tensor = embeddings.interpolate_pos_encoding(patches, height, width)
-        return positions
+    def _positions(self, height: int, width: int) -> Tensor:
+        """Position embeddings [P, D] of images of ``height`` x ``width`` pixels."""
+        stored: Any = self.model.get_submodule("embeddings.position_embedding").weight
+        grid = (height // self.patch_size, width // self.patch_size)
+        return resize_positions(stored, grid, self.resizing, antialias=self.antialias)
 
 
 class NaflexBackbone(SiglipBackbone):
@@ -97,6 +98,8 @@ class NaflexBackbone(SiglipBackbone):
 
     family = "siglip2_vision_model"
     processor = "Siglip2ImageProcessor"
+    resizing = "bilinear"
+    antialias = True
 
     @classmethod
     def settle(cls, config: PreTrainedConfig) -> None:
@@ -150,14 +153,6 @@ class NaflexBackbone(SiglipBackbone):
         linear = self._linear()
         embedded: Tensor = linear(self._patchify(pixels).to(linear.weight.dtype))
         return embedded
-
-    def _positions(self, patches: Tensor, height: int, width: int) -> Tensor:
-        table: Any = self.model.get_submodule("embeddings.position_embedding").weight
-        side = math.isqrt(table.shape[0])
-        grid = table.float().T.unflatten(1, (side, side))[None]
-        size = (height // self.patch_size, width // self.patch_size)
-        resized = F.interpolate(grid, size, mode="bilinear", align_corners=False, antialias=True)
-        return resized.flatten(2).transpose(1, 2).to(table.dtype)
 
 
 class _DropBranch:
