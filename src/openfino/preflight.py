@@ -23,6 +23,7 @@ from openfino.factors.spec import FactorSpec, resolve_specs
 from openfino.images.check import check_manifest
 from openfino.images.read import count_channels
 from openfino.manifest import Manifest, read_manifest
+from openfino.models.dinov3 import Dinov3Backbone
 from openfino.models.families import backbone_config, family_of
 from openfino.models.loading import read_config
 from openfino.models.store import model_folder, source_normalization
@@ -205,6 +206,10 @@ def _patch_size(recipe: Recipe, problems: list[Problem]) -> int:
     if recipe.objective.ibot.weight > 0 and not backbone.can_mask:
         what = f"iBOT hides patches from the student, and a {backbone.description} sees past every patch"
         problems.append(Problem("objective.ibot.weight", what, "Write objective.ibot.weight: 0"))
+    if backbone is not Dinov3Backbone and (given := recipe.model.rope.model_dump(exclude_none=True)):
+        what = f"a {backbone.description} of type {backbone.family} has no rotary positions"
+        remedy = "Leave it out (preset authors sets dtype; write model.rope.dtype: null then)"
+        problems.append(Problem(f"model.rope.{next(iter(given))}", what, remedy))
     return patch_size
 
 

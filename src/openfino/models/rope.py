@@ -39,7 +39,7 @@ def rope_periods(
     if bounds is None:
         return base ** (2 * torch.arange(count, dtype=dtype, device=device) / (head_dim // 2))
     low, high = bounds
-    return low * (high / low) ** torch.linspace(0, 1, count, dtype=dtype, device=device)
+    return low * (high / low) ** (torch.arange(count, dtype=dtype, device=device) / max(count - 1, 1))
 
 
 def periods_of(periods: Tensor) -> tuple[float, tuple[float, float] | None]:
@@ -157,7 +157,8 @@ class RotaryPositions(nn.Module):
         """The tables, in the dtype of the pixels (or in bfloat16, if that is the model's for rotation)."""
         config, variants, device = self.config, Variants.of(self.config), pixel_values.device
         height, width = sides(config.patch_size)
-        dtype = getattr(torch, variants.rope_dtype)
+        low = variants.rope_dtype == "bfloat16"
+        dtype = torch.bfloat16 if low else torch.promote_types(torch.float32, pixel_values.dtype)
         rows, columns = pixel_values.shape[-2] // height, pixel_values.shape[-1] // width
         coordinates = patch_coordinates(rows, columns, variants.rope_coords, dtype, device)
         if self.training:
@@ -168,7 +169,7 @@ class RotaryPositions(nn.Module):
         head = config.hidden_size // config.num_attention_heads
         periods = rope_periods(head, config.rope_theta, variants.rope_periods, dtype, device)
         cosine, sine = rotary_tables(coordinates, periods)
-        out = dtype if dtype == torch.bfloat16 else pixel_values.dtype
+        out = dtype if low else pixel_values.dtype
         return cosine.to(out), sine.to(out)
 
 

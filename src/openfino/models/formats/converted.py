@@ -128,15 +128,18 @@ def put_projections(
             target[f"{place}attention.{letter}_proj.bias"] = bias
 
 
-def add_layer_scales(state: State, blocks: int) -> bool:
-    """Give blocks without layer scale the ones that mean the same; whether there were such."""
+def fill_absent(state: State, blocks: int) -> list[str]:
+    """Give a model without registers or layer scale the empty tensor or the ones that mean the same; notes of it."""
     norm = state.get("norm.weight")
-    if norm is None or f"{LAYER}.0.layer_scale1.lambda1" in state:
-        return False
+    if norm is None:
+        return []
+    state.setdefault("embeddings.register_tokens", norm.new_zeros(1, 0, len(norm)))
+    if f"{LAYER}.0.layer_scale1.lambda1" in state:
+        return []
     for index in range(blocks):
         for branch in (1, 2):
             state[f"{LAYER}.{index}.layer_scale{branch}.lambda1"] = torch.ones_like(norm)
-    return True
+    return ["no layer scale in the file: ones, which mean the same"]
 
 
 def shapes_of(state: Mapping[str, Tensor], blocks: int) -> dict[str, Any]:
@@ -146,7 +149,7 @@ def shapes_of(state: Mapping[str, Tensor], blocks: int) -> dict[str, Any]:
         OpenfinoError: if a tensor is missing that tells a size, or the patch embedding is no convolution.
     """
     first = f"{LAYER}.0."
-    for name in ("embeddings.patch_embeddings.weight", f"{first}mlp.up_proj.weight"):
+    for name in ("embeddings.patch_embeddings.weight", f"{first}mlp.up_proj.weight", "norm.weight"):
         if name not in state:
             raise OpenfinoError(
                 f"the state dict has nothing for {name}: this is no DINOv3 vision transformer"
@@ -157,7 +160,6 @@ def shapes_of(state: Mapping[str, Tensor], blocks: int) -> dict[str, Any]:
             f"the patch embedding has shape {tuple(patches.shape)}; a convolution [D, C, p, p] is needed"
         )
     width, channels, height, breadth = patches.shape
-    registers = state.get("embeddings.register_tokens")
     gated = f"{first}mlp.gate_proj.weight" in state
     return {
         "hidden_size": width,
@@ -167,7 +169,7 @@ def shapes_of(state: Mapping[str, Tensor], blocks: int) -> dict[str, Any]:
         "intermediate_size": state[f"{first}mlp.up_proj.weight"].shape[0],
         "use_gated_mlp": gated,
         "hidden_act": "silu" if gated else "gelu",
-        "num_register_tokens": 0 if registers is None else registers.shape[1],
+        "num_register_tokens": state["embeddings.register_tokens"].shape[1],
         "query_bias": f"{first}attention.q_proj.bias" in state,
         "key_bias": f"{first}attention.k_proj.bias" in state,
         "value_bias": f"{first}attention.v_proj.bias" in state,

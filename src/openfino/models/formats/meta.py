@@ -11,7 +11,7 @@ from openfino.models.formats.converted import (
     LAYER,
     Converted,
     State,
-    add_layer_scales,
+    fill_absent,
     for_every_part,
     put_projections,
     rename,
@@ -78,9 +78,7 @@ def from_meta(
         rest = rename(block, BLOCK | PLAIN_MLP | GATED_MLP, place, target)
         _take_attention(rest, f"blocks.{index}.attn.qkv", place, target)
         unexpected += [f"blocks.{index}.{name}" for name in rest]
-    notes = []
-    if add_layer_scales(target, len(blocks)):
-        notes.append("no layer scale in the file: ones, which mean the same")
+    notes = fill_absent(target, len(blocks))
     base, bounds = periods_of(periods)
     shapes = shapes_of(target, len(blocks))
     width, head = shapes["hidden_size"], 4 * len(periods)

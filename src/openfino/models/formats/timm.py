@@ -13,7 +13,7 @@ from openfino.models.formats.converted import (
     LAYER,
     Converted,
     State,
-    add_layer_scales,
+    fill_absent,
     for_every_part,
     put_projections,
     rename,
@@ -104,8 +104,7 @@ def from_timm(state: Mapping[str, Tensor], config_json: Mapping[str, Any] | None
         rest = rename(block, names, place, target)
         _take_attention(rest, f"blocks.{index}.attn", place, target)
         unexpected += [f"blocks.{index}.{name}" for name in rest]
-    if add_layer_scales(target, len(blocks)):
-        notes.append("no layer scale in the file: ones, which mean the same")
+    notes += fill_absent(target, len(blocks))
     shapes = shapes_of(target, len(blocks))
     heads, guessed = _heads(shapes["hidden_size"], config_json or {})
     if guessed:
