@@ -18,6 +18,7 @@ ROOMS = [
         "distributed",
         "__init__",
     },
+    {"procedural"},
     {"tables", "manifest"},
     {"factors"},
     {"images"},

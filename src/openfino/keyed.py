@@ -25,6 +25,7 @@ class Purpose(IntEnum):
     SAMPLE = 10
     PROBE = 11
     REPLACEMENT = 12
+    PROCEDURAL = 13
 
 
 def keyed_generator(*key: int) -> np.random.Generator:
