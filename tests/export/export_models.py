@@ -1,6 +1,10 @@
 """Models with a history, for the tests of export."""
 
-from openfino.models.store import save_backbone
+import re
+
+from PIL import Image
+
+from openfino.models.store import quiet_transformers, save_backbone
 from tiny_models import tiny_model
 
 PARENT = {"source": "facebook/dinov3-vits16-pretrain-lvd1689m", "licence": "dinov3-license"}
@@ -45,3 +49,18 @@ def save_run(folder):
     """A run's folder with a model and a history."""
     save(folder / "model", tiny_model(provenance=PROVENANCE))
     return folder
+
+
+def run_snippets(folder, monkeypatch):
+    """Run the code on the card of an export; the shapes of the patches that each piece made."""
+    Image.new("RGB", (40, 30), (200, 30, 60)).save(folder.parent / "image.png")
+    monkeypatch.chdir(folder.parent)
+    shapes = []
+    with quiet_transformers():
+        for snippet in re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL):
+            names = {}
+            exec(snippet.replace("FOLDER", folder.name), names)  # the card is ours
+            found = names if "patches" in names else vars(names["tokens"])
+            assert found["cls"].shape == found["patches"].shape[::2]
+            shapes.append(tuple(found["patches"].shape))
+    return shapes

@@ -2,13 +2,14 @@ import re
 
 import pytest
 import yaml
-from export_models import PARENT, PROVENANCE, save, save_run
-from PIL import Image
+from export_models import PARENT, PROVENANCE, run_snippets, save, save_run
 
 from conftest import TINY
 from openfino.export import export
+from openfino.export.card import model_card
+from openfino.export.door import Written
+from openfino.export.writing import DOORS
 from openfino.models.licence import card_header
-from openfino.models.store import quiet_transformers
 from tiny_models import tiny_model
 
 
@@ -87,15 +88,15 @@ def test_the_card_of_a_local_parent_hides_its_path(tmp_path):
     assert "Find out before passing" in card
 
 
+@pytest.mark.parametrize("to", DOORS)
+def test_every_card_has_the_licence_and_what_opens_it(to):
+    card = model_card(tiny_model(provenance=PROVENANCE), DOORS[to], Written(["a note"]))
+    assert "stay under its licence: [DINOv3 License](https://" in card
+    assert f"library_name: {DOORS[to].library}" in card
+    assert "- a note" in card
+    assert ("the exported model does this step itself" in card) is (to in ("onnx", "torch"))
+
+
 def test_the_code_on_the_card_runs(run_folder, tmp_path, monkeypatch):
     export(run_folder, tmp_path / "out")
-    Image.new("RGB", (40, 30), (200, 30, 60)).save(tmp_path / "image.png")
-    monkeypatch.chdir(tmp_path)
-    snippets = re.findall(r"```python\n(.*?)```", (tmp_path / "out" / "README.md").read_text(), re.DOTALL)
-    assert len(snippets) == 2
-    with quiet_transformers():
-        for snippet in snippets:
-            names = {}
-            exec(snippet.replace("FOLDER", "out"), names)  # the card is ours
-            patches = names["patches"] if "patches" in names else names["tokens"].patches
-            assert patches.shape == (1, 16, TINY["hidden_size"])
+    assert run_snippets(tmp_path / "out", monkeypatch) == [(1, 16, TINY["hidden_size"])] * 2

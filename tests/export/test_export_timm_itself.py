@@ -1,5 +1,6 @@
 """timm opens what was exported for it; skipped where timm is not installed."""
 
+import re
 import warnings
 
 import pytest
@@ -45,3 +46,14 @@ def test_timm_finds_the_preprocessing(tmp_path):
     assert (found["crop_pct"], found["crop_mode"]) == (1.0, "squash")
     assert tuple(found["mean"]) == (0.485, 0.456, 0.406)
     assert tuple(found["std"]) == (0.229, 0.224, 0.225)
+
+
+def test_the_code_on_the_card_runs(tmp_path, monkeypatch):
+    export(save(tmp_path / "m", shaped_model("odd")), tmp_path / "out", to="timm")
+    monkeypatch.chdir(tmp_path)
+    snippet = re.search(
+        r"```python\n(import timm.*?)```", (tmp_path / "out" / "README.md").read_text(), re.DOTALL
+    )
+    names = {}
+    exec(snippet.group(1).replace("FOLDER", "out"), names)  # the card is ours
+    assert names["patches"].shape == (1, 6, 48)
