@@ -30,7 +30,9 @@ class ModelSettings(Section):
     """Hugging Face or timm hub name (``timm/...``), a folder (an export, a run, a timm model), or a file of DINOv3
     weights (``.pth`` of Meta, ``.safetensors`` of timm)."""
     config: dict[str, Any] | None = None
-    """``DINOv3ViTConfig`` keys for a randomly initialised backbone."""
+    """For random weights: keys of the configuration in transformers of the family that ``model_type`` names
+    (``dinov3_vit`` when not given; ``dinov3_convnext``, ``dinov2``, ``dinov2_with_registers``, ``siglip_vision_model``,
+    ``siglip2_vision_model``)."""
     allow_partial: bool = False
     """Go on when under 99 % of the parameters of the source matched."""
     keep_grey_response: bool = True
