@@ -244,7 +244,7 @@ def _prefix(state: Mapping[str, Tensor]) -> str:
 
 def _left_out(names: Any) -> list[str]:
     counts = Counter(name.split(".")[0] for name in names)
-    return [f"{number} tensors of {module} left out" for module, number in counts.items()]
+    return [f"{count} tensor{'s' * (count > 1)} of {module} left out" for module, count in counts.items()]
 
 
 def _what_it_is(state: Mapping[str, Tensor]) -> str:
