@@ -114,10 +114,14 @@ def problems(manifest, out, **changes):
     return {problem.where: problem for problem in caught.value.problems}
 
 
-def test_ibot_on_convolutions_is_refused_before_training(image_set, tmp_path):
+def test_terms_that_need_masks_are_refused_for_convolutions_before_training(image_set, tmp_path):
     source = start(tmp_path / "start", "dinov3_convnext")
-    found = problems(image_set, tmp_path / "run", model=source, views={"global_size": 48, "local_size": 32})
-    assert set(found) == {"objective.ibot.weight", "views.global_size"}
+    changes = {
+        "views": {"global_size": 48, "local_size": 32},
+        "objective": {"gram": {"weight": 1, "tokens": "masked", "per_image": False}},
+    }
+    found = problems(image_set, tmp_path / "run", model=source, **changes)
+    assert set(found) == {"objective.ibot.weight", "objective.gram.tokens", "views.global_size"}
     assert "objective.ibot.weight: 0" in found["objective.ibot.weight"].remedy
     assert "patch size 32" in found["views.global_size"].what
 

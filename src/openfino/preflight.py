@@ -27,7 +27,7 @@ from openfino.models.dinov3 import Dinov3Backbone
 from openfino.models.families import backbone_config, family_of
 from openfino.models.loading import read_config
 from openfino.models.store import model_folder, source_normalization
-from openfino.recipe import GivenNormalization, Recipe
+from openfino.recipe import GivenNormalization, ObjectiveSettings, Recipe
 
 
 @dataclass(frozen=True)
@@ -203,14 +203,25 @@ def _patch_size(recipe: Recipe, problems: list[Problem]) -> int:
         remedy = "Give a folder with config.json, a hub name that this machine can reach, or model.config"
         problems.append(Problem("model", str(error), remedy))
         return 0
-    if recipe.objective.ibot.weight > 0 and not backbone.can_mask:
-        what = f"iBOT hides patches from the student, and a {backbone.description} sees past every patch"
-        problems.append(Problem("objective.ibot.weight", what, "Write objective.ibot.weight: 0"))
+    if not backbone.can_mask:
+        problems += _mask_problems(recipe.objective, backbone.description)
     if backbone is not Dinov3Backbone and (given := recipe.model.rope.model_dump(exclude_none=True)):
         what = f"a {backbone.description} of type {backbone.family} has no rotary positions"
         remedy = "Leave it out (preset authors sets dtype; write model.rope.dtype: null then)"
         problems.append(Problem(f"model.rope.{next(iter(given))}", what, remedy))
     return patch_size
+
+
+def _mask_problems(objective: ObjectiveSettings, model: str) -> list[Problem]:
+    """What a model that cannot be masked cannot learn from."""
+    problems = []
+    if objective.ibot.weight > 0:
+        what = f"iBOT hides patches from the student, and a {model} sees past every patch"
+        problems.append(Problem("objective.ibot.weight", what, "Write objective.ibot.weight: 0"))
+    if objective.gram.weight > 0 and objective.gram.tokens == "masked":
+        what = f"no patch of a {model} is ever masked"
+        problems.append(Problem("objective.gram.tokens", what, "Write objective.gram.tokens: all"))
+    return problems
 
 
 def _size_problems(recipe: Recipe, patch_size: int) -> list[Problem]:
