@@ -7,7 +7,7 @@ import torch
 import torch.distributed.checkpoint as distributed_checkpoint
 from safetensors.torch import save_file
 from transformers import DINOv3ViTConfig
-from weight_files import TINY, Size, random_meta
+from weight_files import Size, random_meta
 
 from openfino.errors import OpenfinoError
 from openfino.images.preprocess import Preprocessing
