@@ -1,3 +1,4 @@
+import dataclasses
 import json
 
 import pytest
@@ -10,7 +11,10 @@ from openfino.export import export
 from openfino.export.compare import compare, fixed_images
 from openfino.images.normalize import normalize
 from openfino.models.backbone import Tokens
+from openfino.models.dinov3 import Dinov3Backbone
 from openfino.models.store import load_model
+from openfino.models.variants import Variants
+from openfino.models.vit import DINOv3ViTModel
 from tiny_models import tiny_model
 
 FILES = ["README.md", "config.json", "model.safetensors", "openfino.json", "preprocessor_config.json"]
@@ -93,6 +97,37 @@ def test_the_command_takes_the_format(run_folder, tmp_path, capsys):
         main(["export", str(run_folder), "--out", str(tmp_path / "x"), "--to", "keras"])
     assert stopped.value.code == 2
     assert "the formats are hf, timm, onnx, torch" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("variants", "formats", "said"),
+    [
+        (Variants(rope_dtype="bfloat16"), ("hf", "timm", "onnx"), ["bfloat16"]),
+        (Variants(rope_periods=(0.5, 40.0), norm="rmsnorm"), ("hf", "timm"), ["periods", "rmsnorm"]),
+        (Variants(rope_coords="min", cls_norm=True), ("hf", "timm"), ["coordinates", "cls_norm"]),
+    ],
+)
+def test_traits_that_a_format_would_compute_otherwise_are_refused(variants, formats, said, tmp_path):
+    source = save_variant(tmp_path / "m", variants)
+    for to in formats:
+        with pytest.raises(OpenfinoError) as raised:
+            export(source, tmp_path / "out", to=to)
+        assert all(part in str(raised.value) for part in said), str(raised.value)
+
+
+def test_a_program_holds_every_trait(tmp_path):
+    variants = Variants("max", "bfloat16", (0.5, 40.0), "rmsnorm", cls_norm=True, local_cls_norm=True)
+    report = export(save_variant(tmp_path / "m", variants), tmp_path / "out", to="torch")
+    assert report.min_cosine > 0.9999
+    assert report.notes == []
+
+
+def save_variant(folder, variants):
+    model = tiny_model()
+    config = model.backbone.config
+    variants.store(config)
+    backbone = Dinov3Backbone(DINOv3ViTModel(config))
+    return save(folder, dataclasses.replace(model, backbone=backbone))
 
 
 # The comparison

@@ -11,12 +11,15 @@ import torch
 from torch import Tensor
 
 import openfino
+from openfino.errors import OpenfinoError
 from openfino.export.door import Door, Opened, Written, uncovered
 from openfino.export.program import as_tokens, output_names, sizes_taken, torch_may_warn, trace
 from openfino.export.usage import onnx_usage
 from openfino.models.backbone import Tokens
+from openfino.models.dinov3 import Dinov3Backbone
 from openfino.models.licence import parent_of
 from openfino.models.store import LoadedModel
+from openfino.models.variants import Variants
 
 GRAPH = "model.onnx"
 # A protobuf holds no more than 2 GiB; beyond this the weights lie beside it, in model.onnx.data.
@@ -34,7 +37,12 @@ class Onnx(Door):
 
     def problems(self, model: LoadedModel) -> list[str]:
         """See :meth:`Door.problems`."""
-        return uncovered(model)
+        problems = uncovered(model)
+        if isinstance(model.backbone, Dinov3Backbone):
+            dtype = Variants.of(model.backbone.config).rope_dtype
+            if dtype != "float32":
+                problems.append(f"rotary positions computed in {dtype}, for which onnxruntime has no kernels")
+        return problems
 
     def write(self, model: LoadedModel, folder: Path) -> Written:
         """See :meth:`Door.write`."""
@@ -60,7 +68,10 @@ class Onnx(Door):
         """See :meth:`Door.open`."""
         import onnxruntime
 
-        session = onnxruntime.InferenceSession(folder / GRAPH, providers=["CPUExecutionProvider"])
+        try:
+            session = onnxruntime.InferenceSession(folder / GRAPH, providers=["CPUExecutionProvider"])
+        except Exception as error:  # onnxruntime has a class of its own for every status
+            raise OpenfinoError(f"the export does not open as it was written: {error}") from None
         names = [output.name for output in session.get_outputs()]
 
         def run(images: Tensor) -> Tokens:
