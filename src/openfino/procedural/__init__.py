@@ -10,3 +10,6 @@ without Natural Images" (FractalDB, ACCV 2020).
 from openfino.procedural.draw import FAMILIES as FAMILIES
 from openfino.procedural.draw import draw_image as draw_image
 from openfino.procedural.draw import draw_of_family as draw_of_family
+from openfino.procedural.names import image_name as image_name
+from openfino.procedural.names import is_image_name as is_image_name
+from openfino.procedural.names import named_image as named_image

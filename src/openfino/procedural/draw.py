@@ -78,7 +78,7 @@ def _generator(seed: int, index: int, size: int, family: int = 0) -> np.random.G
 def _finish(rng: np.random.Generator, image: Array) -> npt.NDArray[np.uint8]:
     """Tone, colour and grain at random, within bounds: neither empty nor burnt out."""
     size = image.shape[-1]
-    if rng.random() < 0.1:  # grey
+    if rng.random() < 0.14:  # grey
         image = np.broadcast_to(np.tensordot(_GREY, image, axes=1), image.shape)
     elif rng.random() < 0.2:  # colours cross over, as under another light
         mix = np.eye(3) + rng.normal(0.0, 0.25, (3, 3))

@@ -218,12 +218,12 @@ def scribble(rng: np.random.Generator, size: int) -> Array:
         noise = band_noise(rng, size, rng.uniform(1.5, 5.0), 0.6)[0]
         lines = np.abs(np.sin(noise * np.float32(rng.uniform(1.0, 3.5))))
         return np.clip(np.float32(1.0) - lines / np.float32(rng.uniform(0.15, 0.5)), 0.0, 1.0)
-    count, steps = int(rng.integers(1, 7)), 36
+    count, steps = int(rng.integers(2, 8)), 36
     heading = rng.uniform(0.0, 2.0 * np.pi, (count, 1))
-    curve = np.cumsum(np.cumsum(rng.normal(0.0, 0.08, (count, steps)), axis=1) * 0.6, axis=1)
+    curve = np.cumsum(np.cumsum(rng.normal(0.0, 0.06, (count, steps)), axis=1) * 0.6, axis=1)
     angle = heading + curve
-    x = rng.uniform(-0.8, 0.8, (count, 1)) + np.cumsum(np.cos(angle), axis=1) * 0.07
-    y = rng.uniform(-0.8, 0.8, (count, 1)) + np.cumsum(np.sin(angle), axis=1) * 0.07
+    x = rng.uniform(-0.7, 0.7, (count, 1)) + np.cumsum(np.cos(angle), axis=1) * 0.07
+    y = rng.uniform(-0.7, 0.7, (count, 1)) + np.cumsum(np.sin(angle), axis=1) * 0.07
     # Those that leave the image come back in.
     x, y = (np.abs((part + 3.0) % 4.0 - 2.0) - 1.0 for part in (x, y))
     pen = Pen(float(rng.uniform(0.012, 0.05)), 0.0, 0.0, 0.0, 0.0, 1.0)

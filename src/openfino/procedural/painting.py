@@ -10,6 +10,7 @@ from openfino.procedural.textures import draw_texture
 
 # How a stamp's brightness varies over it.
 FLAT, SLOPED, DOMED, RIMMED, DISHED = range(5)
+_ZERO, _ONE = np.float32(0.0), np.float32(1.0)
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,11 @@ def stamp(
         return
     rows, columns, distance, entry = window
     edge = (table * np.float32(radius)).take(entry)
-    alpha = np.clip(edge - distance + np.float32(0.5), 0.0, 1.0)
+    # In place throughout: an image has some fifty stamps.
+    alpha = edge - distance
+    alpha += np.float32(0.5)
+    np.minimum(alpha, _ONE, out=alpha)
+    np.maximum(alpha, _ZERO, out=alpha)
     if opacity < 1.0:
         alpha *= np.float32(opacity)
     height, width = alpha.shape
@@ -132,9 +137,11 @@ def _shade(
         dy = np.arange(rows.start - y, rows.stop - y, dtype=np.float32)[:, None]
         cover *= np.float32(1.0) + (dx * light[0] + dy * light[1]) * (depth / np.float32(radius + 1.0))
         return
-    share = np.minimum(distance / np.maximum(edge, np.float32(0.5)), 1.0)
+    share = distance / np.maximum(edge, np.float32(0.5))
+    np.minimum(share, _ONE, out=share)
     if surface.relief == RIMMED:
-        cover *= np.float32(1.0) - depth * share**4
+        share *= share
+        cover *= _ONE - depth * (share * share)
         return
     # The outline is taken for the rim of a dome: its normal leans outwards as far as the point is from the centre.
     dx = np.arange(columns.start - x, columns.stop - x, dtype=np.float32)[None, :]
@@ -142,7 +149,10 @@ def _shade(
     out = share / np.maximum(distance, np.float32(0.5))
     sign = np.float32(1.0 if surface.relief == DOMED else -1.0)
     facing = (dx * light[0] + dy * light[1]) * out * sign
-    facing += np.sqrt(np.maximum(np.float32(1.0) - share * share, 0.0)) * light[2]
-    cover *= (np.float32(1.15) - depth) + depth * np.maximum(facing, 0.0)
+    facing += np.sqrt(_ONE - share * share) * light[2]
+    np.maximum(facing, _ZERO, out=facing)
+    cover *= (np.float32(1.15) - depth) + depth * facing
     if surface.gloss > 0.0:
-        cover += np.maximum(facing, 0.0) ** 12 * np.float32(surface.gloss)
+        facing *= facing * facing
+        facing *= facing
+        cover += facing * facing * np.float32(surface.gloss)

@@ -48,12 +48,11 @@ def draw_ramp(rng: np.random.Generator, colours: Array | None = None) -> Array:
         colours = draw_palette(rng, int(rng.integers(2, 7)))
         if rng.random() < 0.6:
             colours = colours[np.argsort(colours.sum(axis=1))]
-    inner = np.sort(rng.uniform(0.1, 0.9, len(colours) - 2))
-    stops = np.concatenate([[0.0], inner, [1.0]])
     place = np.linspace(0.0, 1.0, _STEPS)
     if rng.random() < 0.15:  # hard steps
-        colours = colours[np.searchsorted(stops[1:], place).clip(0, len(colours) - 1)]
-        return np.ascontiguousarray(colours.T)
+        edges = np.sort(rng.uniform(0.1, 0.9, len(colours) - 1))
+        return np.ascontiguousarray(colours[np.searchsorted(edges, place)].T)
+    stops = np.concatenate([[0.0], np.sort(rng.uniform(0.1, 0.9, len(colours) - 2)), [1.0]])
     return np.stack([np.interp(place, stops, channel) for channel in colours.T]).astype(np.float32)
 
 

@@ -8,12 +8,12 @@ from PIL import Image, ImageDraw, ImageFont
 
 from openfino.procedural.draw import FAMILIES, draw_of_family
 
-_COLUMNS, _SIDE, _GAP, _LEFT = 10, 96, 3, 76
+_COLUMNS, _SIDE, _GAP, _LEFT = 11, 80, 3, 76
 _COLOURS = 256
 
 
 def contact_sheet(out_png: Path, seed: int = 0) -> Path:
-    """Draw the first ten images of every family of ``seed``, 96 pixels wide, as a PNG file of 256 colours."""
+    """Draw the first eleven images of every family of ``seed``, 80 pixels wide, as a PNG file of 256 colours."""
     out_png = Path(out_png)
     sheet = Image.new("RGB", (_LEFT + _COLUMNS * (_SIDE + _GAP), len(FAMILIES) * (_SIDE + _GAP)), "white")
     pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(14)

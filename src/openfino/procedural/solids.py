@@ -92,8 +92,11 @@ def _cloth(surface: Surface, box: Box) -> Array:
 def _lit(cover: Array, facing: Array, surface: Surface) -> Array:
     """Lambert's law with some light from everywhere, and a highlight."""
     bright = np.clip(facing, 0.0, 1.0)
-    depth = np.float32(surface.depth)
-    return cover * (np.float32(1.15) - depth + depth * bright) + np.float32(surface.gloss) * bright**16
+    depth, shine = np.float32(surface.depth), bright**2
+    return (
+        cover * (np.float32(1.15) - depth + depth * bright)
+        + np.float32(surface.gloss) * ((shine**2) ** 2) ** 2
+    )
 
 
 def _turned(rng: np.random.Generator, u: Array, v: Array) -> tuple[Array, Array, float, float]:

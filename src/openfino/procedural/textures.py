@@ -110,17 +110,16 @@ def checks(rng: np.random.Generator, size: int) -> Array:
 def bricks(rng: np.random.Generator, size: int) -> Array:
     """Masonry: rows of bricks, each of its own tone, with joints."""
     u, v = _turned(rng, size, _waver(rng) * 0.4)
-    rows = _period(rng, size, 3.0) * 0.7 + 2.0
-    v = v * np.float32(rows)
-    row = np.floor(v)
-    u = u * np.float32(rows / rng.uniform(1.0, 3.0)) + row * np.float32((0.0, 0.5, 0.37)[int(rng.integers(3))])
-    column = np.floor(u)
-    tones = rng.random(64, dtype=np.float32)
-    tone = tones.take((column.astype(np.intp) * 7 + row.astype(np.intp) * 13) & 63)
-    joint = np.float32(rng.uniform(0.04, 0.15))
-    inside = (np.abs(v - row - np.float32(0.5)) < 0.5 - joint) & (
-        np.abs(u - column - np.float32(0.5)) < 0.5 - joint
-    )
+    rows, joint = _period(rng, size, 3.0) * 0.7 + 2.0, np.float32(0.5 - rng.uniform(0.04, 0.15))
+    down = v * np.float32(rows)
+    row = np.floor(down)
+    bond = np.float32(rng.integers(3) / 4.0)  # how far a row is shifted against the last
+    along = u * np.float32(rows / rng.uniform(1.0, 3.0))
+    along += row * bond
+    column = np.floor(along)
+    tone = rng.random(64, dtype=np.float32).take((column.astype(np.intp) * 7 + row.astype(np.intp) * 13) & 63)
+    across = np.abs(along - column - np.float32(0.5))
+    inside = (np.abs(down - row - np.float32(0.5)) < joint) & (across < joint)
     return np.where(inside, np.float32(0.3) + np.float32(0.7) * tone, np.float32(0.0))
 
 
