@@ -10,7 +10,6 @@ from openfino.errors import OpenfinoError
 from openfino.procedural.draw import draw_image
 
 SUFFIX = ".procedural"
-CHANNELS = 3
 _NAME = re.compile(r"(\d{1,18})-(\d{1,18})-(\d{1,4})\.procedural")
 
 
