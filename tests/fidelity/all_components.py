@@ -1,8 +1,9 @@
 """Importing this fills :data:`comparisons.COMPONENTS`, in the order of the page."""
+# ruff: noqa: F401, I001
 
-import fidelity_gram  # noqa: F401
-import fidelity_guidance  # noqa: F401
-import fidelity_models  # noqa: F401
-import fidelity_objectives  # noqa: F401
-import fidelity_total  # noqa: F401
-import fidelity_training  # noqa: F401
+import fidelity_models
+import fidelity_objectives
+import fidelity_gram
+import fidelity_total
+import fidelity_guidance
+import fidelity_training

@@ -26,8 +26,8 @@ float32 the tests allow 1e-5, or ten times the rounding noise of the authors' ow
 "-" under float64: the authors' module was stored in float32 only, or ours computes in float32 by design.
 
 Where the authors' code and their paper differ, our default is the paper; the last column names the option that gives
-their code's behaviour (`preset: authors` sets all of them). Where their code is wrong, we do the right thing, and the
-column says so.
+their code's behaviour; `preset: authors` sets these options together. Where their code is wrong, we do the right
+thing, and the column says so.
 
 Written by `make fidelity`; `make test` fails when a row is stale.
 """
@@ -52,7 +52,7 @@ def row(number: int, chosen: Component) -> tuple[str, ...]:
         *described(chosen),
         limit(single, SMALLEST),
         limit(double, SMALLEST_DOUBLE),
-        chosen.deviation or "none",
+        chosen.deviation or "None.",
     )
 
 

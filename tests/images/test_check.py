@@ -39,6 +39,10 @@ def test_a_sound_manifest_has_no_problem(images, level):
     assert check(manifest, level, factors, {"label": "probe.label"}) == []
 
 
+def test_procedural_names_need_no_files(tmp_path):
+    assert check(manifest_of(tmp_path, "path\n0-1-32.procedural\n0-2-32.procedural\n"), "decode") == []
+
+
 def test_every_problem_comes_at_once(images):
     (images / "broken.png").write_bytes((images / "1.png").read_bytes()[:50])
     (images / "empty.png").touch()

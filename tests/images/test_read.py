@@ -8,6 +8,7 @@ import tifffile
 from PIL import Image
 
 from openfino.images.read import ImageReadError, as_unit_float, count_channels, read_image
+from openfino.procedural import draw_image, image_name
 
 HEIGHT, WIDTH = 5, 7
 
@@ -300,3 +301,9 @@ def test_thirty_two_bit_integers_are_refused_unless_they_fit(tmp_path):
     header = b"P5 3 1 65535\n"
     (tmp_path / "deep.pgm").write_bytes(header + struct.pack(">3H", 0, 40000, 65535))
     assert read_image([tmp_path / "deep.pgm"]).tolist() == [[[0, 40000, 65535]]]
+
+
+def test_a_procedural_name_is_drawn_and_not_read(tmp_path):
+    path = tmp_path / image_name(seed=3, index=5, size=32)
+    assert (read_image([path]) == draw_image(3, 5, 32)).all()
+    assert count_channels([path]) == 3

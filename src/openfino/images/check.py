@@ -15,6 +15,7 @@ from openfino.errors import InputProblemsError, OpenfinoError, Problem
 from openfino.factors.spec import resolve_specs
 from openfino.images.read import read_image
 from openfino.manifest import Manifest
+from openfino.procedural import is_image_name
 from openfino.recipe import FactorSettings
 
 _LISTED_FILES = 20
@@ -124,6 +125,8 @@ def _look_at_files(
 
 
 def _why_unreadable(root: Path, value: str) -> str | None:
+    if is_image_name(value):
+        return None
     path = os.path.join(root, value)
     try:
         found = os.stat(path)

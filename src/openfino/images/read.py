@@ -15,6 +15,7 @@ import tifffile
 from PIL import Image
 
 from openfino.errors import OpenfinoError
+from openfino.procedural import is_image_name, named_image
 
 _TIFF_SUFFIXES = frozenset({".tif", ".tiff"})
 
@@ -105,6 +106,8 @@ def _guarded(function: Callable[[Path], Any], path: Path) -> Any:
 
 
 def _read_file(path: Path) -> np.ndarray:
+    if is_image_name(path):
+        return named_image(path)
     suffix = path.suffix.lower()
     if suffix == ".npy":
         array = _channels_first(np.load(path, allow_pickle=False), path)
@@ -259,6 +262,8 @@ def _tiff_channels_first(array: np.ndarray, axes: str, path: Path) -> np.ndarray
 
 
 def _count_file(path: Path) -> int:
+    if is_image_name(path):
+        return 3
     suffix = path.suffix.lower()
     if suffix == ".npy":
         return int(_channels_first(np.load(path, mmap_mode="r", allow_pickle=False), path).shape[0])
