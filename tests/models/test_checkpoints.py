@@ -7,7 +7,6 @@ import torch
 import torch.distributed.checkpoint as distributed_checkpoint
 from safetensors.torch import save_file
 from transformers import DINOv3ViTConfig
-from weight_files import Size, random_meta
 
 from openfino.errors import OpenfinoError
 from openfino.images.preprocess import Preprocessing
@@ -19,6 +18,7 @@ from openfino.models.loading import MASK_TOKEN, pretrained_backbone, random_back
 from openfino.models.pretraining import pretraining_normalization
 from openfino.models.store import load_model, model_folder, quiet_transformers, save_backbone
 from openfino.recipe import GivenNormalization
+from weight_files import Size, random_meta
 
 HEADS = {f"{head}.last_layer.weight": torch.zeros(4, 4) for head in ("dino_head", "ibot_head")}
 

@@ -5,7 +5,6 @@ import torch
 from safetensors.torch import save_file
 from transformers import DINOv3ViTConfig
 from transformers import DINOv3ViTModel as PlainModel
-from weight_files import TINY, Size, meta_shapes, random_meta
 
 from openfino.errors import OpenfinoError
 from openfino.images.preprocess import Preprocessing
@@ -15,6 +14,7 @@ from openfino.models.loading import MASK_TOKEN, pretrained_backbone
 from openfino.models.store import quiet_transformers, save_backbone
 from openfino.models.variants import Variants
 from openfino.models.vit import DINOv3ViTModel
+from weight_files import TINY, Size, meta_shapes, random_meta
 
 # dinov3.md 1.1: parameters with the masked bias of the keys and the norm of local crops, and in transformers.
 COUNTS = {
