@@ -58,6 +58,14 @@ def test_embed_writes_the_file_that_it_names(run_folder, image_set, tmp_path):
     assert "patches" in pl.read_parquet(out).columns
 
 
+def test_what_became_of_the_weights_is_said(run_folder, image_set, tmp_path, capsys):
+    options = {"patches": False, "batch_size": 16, "device": "auto", "overwrite": False}
+    embed_command(run_folder, image_set, tmp_path / "features.parquet", **options)
+    said = capsys.readouterr()
+    assert "parameters matched (100.00%), 0 tensors missing, 0 unexpected, 0 reshaped" in said.err
+    assert "matched" not in said.out
+
+
 def test_a_device_that_is_not_there_is_named(run_folder, image_set):
     for name in ("gpu", "cuda:77"):
         with pytest.raises(OpenfinoError, match="device: "):

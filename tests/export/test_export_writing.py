@@ -86,6 +86,7 @@ def test_the_command_takes_the_format(run_folder, tmp_path, capsys):
         main(["export", str(run_folder), "--out", str(tmp_path / "out"), "--to", "timm"])
     assert stopped.value.code == 0
     said = capsys.readouterr().out
+    assert "parameters matched (100.00%), 0 tensors missing, 0 unexpected, 0 reshaped" in said
     assert "largest difference 0 at feature scale" in said
     assert "licence of the starting weights: dinov3-license" in said
     assert "note: timm has no mask token" in said

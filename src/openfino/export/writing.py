@@ -47,6 +47,7 @@ class ExportReport:
         scale: root mean square of the tokens' values.
         licence: of the starting weights, as the hub writes it; None for random weights.
         notes: what the format cannot hold, or what was chosen.
+        weights: what became of every parameter when the source was opened.
     """
 
     folder: str
@@ -59,6 +60,7 @@ class ExportReport:
     scale: float
     licence: str | None
     notes: list[str]
+    weights: str
 
     def to_json(self) -> dict[str, Any]:
         """As plain JSON values."""
@@ -67,6 +69,7 @@ class ExportReport:
     def __str__(self) -> str:
         shapes = ", ".join("x".join(map(str, shape)) for shape in self.images)
         lines = [
+            self.weights,
             f"wrote {self.folder} ({', '.join(self.files)})",
             f"re-opened with {self.opened_with}: largest difference {self.max_abs:.2g} at feature scale "
             f"{self.scale:.2g}, smallest cosine {self.min_cosine:.7f} (images of {shapes})",
@@ -131,6 +134,7 @@ def export(source: Path | str, out: Path | str, *, to: str = "hf", overwrite: bo
         scale=found.scale,
         licence=parent_of(model.provenance, model.backbone.config).licence,
         notes=written.notes,
+        weights=str(model.report),
     )
 
 

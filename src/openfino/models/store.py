@@ -20,7 +20,7 @@ from openfino.errors import OpenfinoError
 from openfino.images.preprocess import Preprocessing
 from openfino.models.backbone import Backbone
 from openfino.models.checkpoints import refuse_distributed, transformers_source
-from openfino.models.loading import OWN_WEIGHTS, pretrained_backbone
+from openfino.models.loading import OWN_WEIGHTS, LoadReport, pretrained_backbone
 from openfino.models.pretraining import default_preprocessing, pretraining_normalization
 from openfino.recipe import Normalization
 
@@ -31,12 +31,18 @@ RUN_MODELS = ("best", "model")
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A frozen backbone with what is needed to feed it and to say where it comes from."""
+    """A frozen backbone with what is needed to feed it and to say where it comes from.
+
+    Attributes:
+        folder: where it lies; None for a model in memory or on a hub.
+        report: what became of every parameter when it was opened; None for a model in memory.
+    """
 
     backbone: Backbone
     preprocessing: Preprocessing
     provenance: dict[str, Any]
     folder: Path | None
+    report: LoadReport | None = None
 
     @property
     def name(self) -> str:
@@ -114,15 +120,15 @@ def load_model(source: str | Path) -> LoadedModel:
     """
     folder = model_folder(source)
     with quiet_transformers():
-        backbone, _ = pretrained_backbone(str(folder or source))
+        backbone, report = pretrained_backbone(str(folder or source))
     backbone.requires_grad_(False).eval()
     stored = read_sidecar(folder)
     if stored is not None:
         return LoadedModel(
-            backbone, Preprocessing.from_json(stored["preprocessing"]), stored["provenance"], folder
+            backbone, Preprocessing.from_json(stored["preprocessing"]), stored["provenance"], folder, report
         )
     preprocessing = default_preprocessing(backbone, str(folder or source))
-    return LoadedModel(backbone, preprocessing, {"source": str(source)}, folder)
+    return LoadedModel(backbone, preprocessing, {"source": str(source)}, folder, report)
 
 
 def source_normalization(source: str | Path) -> Normalization:
