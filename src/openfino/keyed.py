@@ -3,6 +3,9 @@
 Whatever a run draws, it draws from a generator made from a key such as (seed, epoch, row), never from a
 stream that other draws have advanced. So a resumed run, a run with more workers and a run with more ranks
 draw the same numbers.
+
+Keys of one purpose are of one length: a key and the same key with zeros behind it draw the same numbers. Their parts
+are below 2^32.
 """
 
 from enum import IntEnum

@@ -96,8 +96,8 @@ def test_features_that_are_not_finite_are_left_out(image_set):
     poisoned = float(model.preprocessing.load(manifest.paths(5)).sum())
     forward = model.backbone.model.forward
 
-    def poison(pixel_values, bool_masked_pos=None):
-        out = forward(pixel_values=pixel_values, bool_masked_pos=bool_masked_pos)
+    def poison(pixel_values, **options):
+        out = forward(pixel_values=pixel_values, **options)
         bad = (pixel_values.sum(dim=(1, 2, 3)) - poisoned).abs() < 1e-3
         out.last_hidden_state[bad, 0, 0] = float("nan")
         return out
