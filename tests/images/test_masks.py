@@ -66,3 +66,18 @@ def test_single_patches_only_complete_the_blocks():
         assert not np.any(before & ~after)
         completed += before.sum() < 19
     assert 0 < completed < 100
+
+
+@pytest.mark.parametrize("grid", [(1, 20), (20, 1)])
+def test_no_block_fits_a_grid_of_one_row_or_column(grid):
+    """A block is lower and narrower than the grid."""
+    for seed in range(20):
+        assert not blocks(keyed_generator(seed), grid, 10).any()
+
+
+def test_no_block_spans_a_whole_side():
+    """With four patches to mask, only a single block of 3 x 1 (here not allowed) fills three in a line across."""
+    for seed in range(200):
+        low, narrow = (blocks(keyed_generator(seed), grid, 4) for grid in ((3, 8), (8, 3)))
+        assert not low.all(axis=0).any()
+        assert not narrow.all(axis=1).any()

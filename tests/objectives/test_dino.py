@@ -41,6 +41,19 @@ def test_gradient() -> None:
     assert torch.autograd.gradcheck(lambda x: cross_entropy(x, teacher, 0.5, skip_same_crop=True), student)
 
 
+@pytest.mark.parametrize("skip_same_crop", [False, True])
+def test_float32_under_autocast(skip_same_crop: bool) -> None:
+    generator = torch.Generator().manual_seed(1)
+    student = torch.randn(3, 4, 9, generator=generator, requires_grad=True)
+    teacher = torch.randn(2, 4, 9, generator=generator).softmax(dim=-1)
+    expected = cross_entropy(student, teacher, 0.1, skip_same_crop=skip_same_crop)
+    (gradient,) = torch.autograd.grad(expected, student)
+    with torch.autocast("cpu", torch.bfloat16):
+        value = cross_entropy(student, teacher, 0.1, skip_same_crop=skip_same_crop)
+    torch.testing.assert_close(value, expected, rtol=0, atol=1e-6)
+    torch.testing.assert_close(torch.autograd.grad(value, student)[0], gradient, rtol=0, atol=1e-6)
+
+
 def test_eight_local_crops_weigh_eight_ninths() -> None:
     views = make_views(local_crops=8)
     loss = cross_entropy(views.global_logits, views.teacher_probs, 0.1, skip_same_crop=True)

@@ -70,6 +70,18 @@ def test_collapsed_embeddings_stay_finite() -> None:
     assert embeddings.grad.isfinite().all()
 
 
+@pytest.mark.parametrize("size", [None, 16])
+def test_float32_under_autocast(size: int | None) -> None:
+    """In few dimensions many similarities are closer than bfloat16 can tell: other neighbours would be the nearest."""
+    embeddings = torch.randn(64, 3, generator=torch.Generator().manual_seed(4), requires_grad=True)
+    expected = koleo(embeddings, size)
+    (gradient,) = torch.autograd.grad(expected, embeddings)
+    with torch.autocast("cpu", torch.bfloat16):
+        value = koleo(embeddings, size)
+    torch.testing.assert_close(value, expected, rtol=0, atol=1e-6)
+    torch.testing.assert_close(torch.autograd.grad(value, embeddings)[0], gradient, rtol=0, atol=1e-6)
+
+
 def test_length_of_embeddings_does_not_matter() -> None:
     embeddings = torch.randn(6, 4, generator=torch.Generator().manual_seed(3))
     torch.testing.assert_close(koleo(embeddings * torch.arange(1, 7)[:, None]), koleo(embeddings))

@@ -45,6 +45,17 @@ def test_gradient() -> None:
     assert torch.autograd.gradcheck(lambda z: sigreg(z, directions), samples)
 
 
+def test_float32_under_autocast() -> None:
+    samples = torch.randn(12, 8, generator=torch.Generator().manual_seed(5), requires_grad=True)
+    directions = random_directions(8, 16, seed=0, step=0)
+    expected = sigreg(samples, directions)
+    (gradient,) = torch.autograd.grad(expected, samples)
+    with torch.autocast("cpu", torch.bfloat16):
+        value = sigreg(samples, directions)
+    torch.testing.assert_close(value, expected, rtol=0, atol=1e-6)
+    torch.testing.assert_close(torch.autograd.grad(value, samples)[0], gradient, rtol=0, atol=1e-6)
+
+
 def test_normal_samples_score_below_shifted_wide_and_collapsed_ones() -> None:
     samples = torch.randn(512, 8, generator=torch.Generator().manual_seed(1))
     directions = random_directions(8, 64, seed=0, step=0)
