@@ -3,7 +3,9 @@ import torch
 
 from openfino.models.head import ProjectionHead
 from openfino.models.loading import random_backbone
-from openfino.recipe import HeadSettings, TrainSettings
+from openfino.objectives.guidance.guidance import Guidance, GuidedFactor
+from openfino.objectives.objective import Objective
+from openfino.recipe import GuidanceSettings, HeadSettings, TrainSettings
 from openfino.training.optimizer import (
     backbone_groups,
     build_optimizer,
@@ -60,6 +62,15 @@ def test_rates_of_a_stage(backbone):
     rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
     assert rates[id(backbone.model.norm.weight)] == 0.5
     assert rates[id(head.last_layer.weight)] == 1.0
+
+
+def test_a_factor_called_last_layer_does_not_stand_still_with_the_prototypes():
+    factor = GuidedFactor("last_layer", "informative", "continuous", 1)
+    settings = GuidanceSettings(regressor_hidden=[4])
+    guidance = Guidance({"last_layer": factor}, 4, settings, seed=0, unfreeze_step=0, total_steps=1)
+    optimizer = build_optimizer({"objective": Objective([guidance])}, TrainSettings())
+    set_rates(optimizer, Rates(lr=1.0, weight_decay=0.04, last_layer_frozen=True))
+    assert {group["lr"] for group in optimizer.param_groups} == {1.0}
 
 
 def trainable(backbone):

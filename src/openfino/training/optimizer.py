@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from openfino.models.backbone import Backbone
+from openfino.models.head import ProjectionHead
 from openfino.recipe import TrainSettings
 from openfino.training.schedules import Rates
 
@@ -72,7 +73,9 @@ def build_optimizer(modules: Mapping[str, nn.Module], train: TrainSettings) -> t
     for module in modules.values():
         keys = backbone_groups(module, train) if isinstance(module, Backbone) else {}
         for name, parameter in module.named_parameters():
-            key = keys.get(name) or GroupKey(1.0, decays(name, parameter, train), False, "last_layer" in name)
+            # Exactly: a factor may be called last_layer, and its head's parameters bear its name.
+            is_prototypes = isinstance(module, ProjectionHead) and name == "last_layer.weight"
+            key = keys.get(name) or GroupKey(1.0, decays(name, parameter, train), False, is_prototypes)
             members.setdefault(key, []).append(parameter)
     groups = [
         {
