@@ -64,8 +64,10 @@ class KoleoSettings(Section):
 
     weight: Weight | None = None
     """0.1 when no factor guides the run, else 0 (the paper: SIGReg replaces KoLeo in FINO)."""
-    group_size: Annotated[int, Field(ge=2)] | None = None
-    """Neighbours are searched in groups of this many samples; the whole global batch when not given."""
+    group_size: Annotated[int, Field(ge=2)] | None = 16
+    """Neighbours are searched in groups of this many consecutive images of the global batch (DINOv3: 16); null: among all
+    of it. Images left over join the last group. With ``train.accumulate`` the images of one piece on all processes take
+    the place of the batch, and no group reaches over two pieces."""
     neighbours: Positive = 1
     """Nearest neighbours of each sample whose log distances are averaged."""
     every_crop: bool = False
@@ -111,9 +113,9 @@ class GuidanceSettings(Section):
     balance_weighted_losses: bool = False
     """Scale so that the pulls are alike with their weights: then the factors' weights cancel (the authors' code)."""
     regressor_hidden: list[Positive] = [512, 512, 256]
-    """Widths of the hidden layers of regressors and classifiers."""
+    """Widths of the hidden layers of regressors and, whatever the key is called, of classifiers."""
     regressor_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.5
-    """Of regressors and classifiers."""
+    """Of regressors and of classifiers."""
 
 
 class ObjectiveSettings(Section):

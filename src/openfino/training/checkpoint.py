@@ -19,8 +19,9 @@ from torch import Tensor, nn
 from openfino.errors import OpenfinoError
 
 PREFIX = "step_"
-# What has a row per value of a vocabulary: the state of openfino.objectives.guidance.prototypes.Bank, and the last
-# layer of a Classifier (its other layers never change shape). An escaped factor name holds no dot.
+# Where rows may be missing when a vocabulary has grown: the state of openfino.objectives.guidance.prototypes.Bank, and
+# the layers of a Classifier, of which only the last has a row per value (the others keep their shape, so that nothing
+# is added to them). An escaped factor name holds no dot.
 BANK = re.compile(
     r"objective\.terms\.guidance\.heads\.[^.]+\."
     r"(prototypes|seen|counts|centroids|concentration|classifier\.layers\.\d+\.(weight|bias))"
