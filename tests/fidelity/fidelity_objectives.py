@@ -121,10 +121,11 @@ def ibot(case: Case, dtype: torch.dtype) -> Iterator[Compared]:
     double=True,
     deviation=(
         "The DINOv3 paper spreads the first global crop only, its code both, summed. Ours is the paper's; "
-        "`objective.koleo.every_crop` is the code's. Their recipes look for "
-        "neighbours among the images of one GPU, so that the value depends on the number of GPUs; ours among the whole "
-        "batch, or in groups of `objective.koleo.group_size`. A single image is its own neighbour in theirs (17.08); "
-        "in ours it has none and the term is zero"
+        "`objective.koleo.every_crop: true` is the code's. The paper looks for neighbours in groups of 16 images, as "
+        "ours does by default; the code's FINO recipes among all images of one GPU, so that the value depends on the "
+        "number of GPUs: `objective.koleo.group_size: null` is theirs on one GPU, and the images per GPU as "
+        "`group_size` are theirs on several. A single image is its own neighbour in theirs (17.08); in ours it has "
+        "none and the term is zero."
     ),
 )
 def koleo_term(case: Case, dtype: torch.dtype) -> Iterator[Compared]:

@@ -102,6 +102,25 @@ def test_by_default_the_first_crop_only() -> None:
     assert not gradient[1].any()
 
 
+def test_by_default_in_groups_of_sixteen_images() -> None:
+    views = make_views(images=35)
+    value = KoleoTerm()(views)
+    crop = views.global_cls[0]
+    expected = naive(crop.detach(), [list(range(16)), list(range(16, 35))])
+    assert value.item() == pytest.approx(expected, rel=1e-4)
+    assert KoleoTerm(group_size=None)(views).item() == pytest.approx(koleo(crop).item())
+    assert value.item() != pytest.approx(koleo(crop).item(), rel=0.01)
+
+
+def test_pieces_that_the_group_size_divides_give_what_the_batch_gives() -> None:
+    """Groups of other pieces are those of each piece alone."""
+    views, term = make_views(images=8), KoleoTerm(group_size=2)
+    for sizes, alike in (((4, 4), True), ((2, 6), True), ((3, 5), False)):
+        pieces = [take_images(views, images) for images in torch.arange(8).split(sizes)]
+        mean = sum(piece.share * term(piece) for piece in pieces)
+        assert torch.isclose(mean, term(views)) == alike
+
+
 def test_term_with_more_neighbours() -> None:
     views = make_views(images=6)
     expected = sum(naive(crop.detach(), [[0, 1, 2], [3, 4, 5]], 2) for crop in views.global_cls)

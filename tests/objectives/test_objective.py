@@ -105,6 +105,18 @@ def test_settings_reach_the_terms() -> None:
     assert (guidance.ramp_start, guidance.total_steps) == (10_000, 25_000)
 
 
+@pytest.mark.parametrize(
+    ("preset", "given", "size"),
+    [("paper", {}, 16), ("small", {}, 16), ("authors", {}, None), ("small", {"group_size": None}, None)],
+)
+def test_koleo_has_the_groups_of_its_preset_unless_told_otherwise(
+    preset: str, given: dict[str, Any], size: int | None
+) -> None:
+    settings = {"manifest": "m.csv", "out": "run", "model": {"config": {}}, "preset": preset}
+    objective = build_objective(build_recipe({**settings, "objective": {"koleo": given}}), {}, EMBED)
+    assert objective.terms["koleo"].group_size == size
+
+
 def test_the_authors_preset_sums_sigreg_over_the_crops_and_leaves_its_weight_to_the_factors() -> None:
     settings = {"manifest": "m.csv", "out": "run", "model": {"config": {}}, "preset": "authors"}
     guided = build_recipe({**settings, "factors": {"type": "informative"}})

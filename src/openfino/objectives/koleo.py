@@ -55,9 +55,14 @@ def nearest_rows(points: Tensor, group_size: int, count: int) -> Tensor:
 class KoleoTerm(Term):
     """KoLeo of the student CLS over the global batch: of the first global crop, or of the sum over all.
 
+    Groups are consecutive rows of what all ranks hold, in rank order, which is the order of the slots: they do not
+    depend on the number of ranks and may reach over two of them. Of a batch in pieces (gradient accumulation) the
+    term sees one piece of every rank at a time, so that no group reaches over two pieces; on one rank the groups are
+    those of the whole batch if ``group_size`` divides the pieces.
+
     Args:
         weight: of the term.
-        group_size: as in :func:`koleo`.
+        group_size: as in :func:`koleo`; 16 in DINOv3 (sec. 3.1).
         neighbours: as in :func:`koleo`.
         every_crop: sum over the global crops.
     """
@@ -67,7 +72,7 @@ class KoleoTerm(Term):
     def __init__(
         self,
         weight: float = 0.1,
-        group_size: int | None = None,
+        group_size: int | None = 16,
         *,
         neighbours: int = 1,
         every_crop: bool = False,

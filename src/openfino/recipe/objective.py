@@ -65,9 +65,9 @@ class KoleoSettings(Section):
     weight: Weight | None = None
     """0.1 when no factor guides the run, else 0 (the paper: SIGReg replaces KoLeo in FINO)."""
     group_size: Annotated[int, Field(ge=2)] | None = 16
-    """Neighbours are searched in groups of this many consecutive images of the global batch (DINOv3: 16); null: among all
-    of it. Images left over join the last group. With ``train.accumulate`` the images of one piece on all processes take
-    the place of the batch, and no group reaches over two pieces."""
+    """Neighbours are searched in groups of this many consecutive images of the global batch (DINOv3: 16); null: among
+    all of it. Images left over join the last group. With ``train.accumulate`` the images of one piece on all processes
+    take the place of the batch, and no group reaches over two pieces."""
     neighbours: Positive = 1
     """Nearest neighbours of each sample whose log distances are averaged."""
     every_crop: bool = False
