@@ -6,7 +6,6 @@ import torch
 from make_views import EMBED, make_views, with_factors
 from torch import Tensor
 
-from openfino.errors import OpenfinoError
 from openfino.objectives.base import FactorBatch, Views
 from openfino.objectives.guidance.guidance import GuidedFactor
 from openfino.objectives.objective import Objective, build_objective
@@ -74,18 +73,6 @@ def test_a_factor_of_weight_zero_does_not_guide() -> None:
     recipe = build_recipe({"manifest": "m.csv", "out": "run", "model": {"config": {}}})
     silent = {"type": replace(FACTORS["type"], weight=0.0)}
     assert build_objective(recipe, silent, EMBED).guidance is None
-
-
-def test_no_term_is_refused() -> None:
-    recipe = build_recipe({"manifest": "m.csv", "out": "run", "model": {"config": {}}})
-    off = {"weight": 0.0}
-    sections = recipe.objective.model_copy(
-        update={
-            name: getattr(recipe.objective, name).model_copy(update=off) for name in ("dino", "ibot", "koleo")
-        }
-    )
-    with pytest.raises(OpenfinoError, match="no term"):
-        build_objective(recipe.model_copy(update={"objective": sections}), {}, EMBED)
 
 
 def test_settings_reach_the_terms() -> None:
