@@ -14,6 +14,7 @@ from openfino.models.loading import random_backbone
 from openfino.models.store import load_model, save_backbone
 from openfino.preflight import preflight
 from openfino.recipe import build_recipe, load_recipe
+from openfino.training import loop
 from openfino.training.checkpoint import list_checkpoints, load_checkpoint
 from tiny_models import tiny_model
 from tiny_runs import losses, run_tiny, tiny_settings
@@ -149,7 +150,7 @@ def test_student_and_starting_teacher_begin_as_one(image_set, tmp_path):
 
 def test_without_weight_nothing_changes(image_set, tmp_path, start):
     run(image_set, tmp_path / "plain", start, None)
-    run(image_set, tmp_path / "off", start, {"weight": 0.0, "crop_size": 64, "refresh_every": 1})
+    run(image_set, tmp_path / "off", start, {"weight": 0.0})
     assert losses(tmp_path / "off") == losses(tmp_path / "plain")
     assert_equal(tensors_at(tmp_path / "off", 6), tensors_at(tmp_path / "plain", 6))
 
@@ -227,6 +228,42 @@ def test_everything_wrong_is_said_before_training(image_set, tmp_path):
     assert "another shape" in found["crop_size"]
     assert "start_step: 4" in found["start_step"]
     assert "first_refresh: 4" in found["refresh_every"]
+
+
+@pytest.mark.parametrize("ibot", [{"mask_fraction": 0.0}, {"mask_ratio": [0.0, 0.0]}])
+def test_masked_patches_are_no_aim_where_none_is_masked(image_set, tmp_path, ibot):
+    gram = {"teacher": "ema", "tokens": "masked", "per_image": False}
+    objective = {"gram": {"weight": 2.0, **gram}, "ibot": ibot}
+    settings = tiny_settings(image_set, tmp_path / "run", objective=objective)
+    with pytest.raises(InputProblemsError, match=r"1 problem.*\n.*objective\.gram\.tokens: .*ibot\.mask_"):
+        preflight(build_recipe(settings))
+
+
+@pytest.mark.parametrize(
+    ("gram", "ibot_weight", "masked"),
+    [
+        (None, 0.0, False),
+        (None, 1.0, True),
+        ({"teacher": "ema"}, 0.0, False),
+        ({"teacher": "ema", "tokens": "masked", "per_image": False}, 0.0, True),
+        ({"teacher": "ema", "tokens": "unmasked", "per_image": False}, 0.0, True),
+    ],
+)
+def test_patches_are_hidden_for_those_who_ask_for_it(
+    image_set, tmp_path, start, monkeypatch, gram, ibot_weight, masked
+):
+    seen = []
+    make_pieces = loop.make_pieces
+
+    def watched(run, batch):
+        seen.append(bool(batch.masks.any()))
+        return make_pieces(run, batch)
+
+    monkeypatch.setattr(loop, "make_pieces", watched)
+    objective = {"ibot": {"weight": ibot_weight}}
+    gram = gram and {"weight": 2.0, **gram}
+    run(image_set, tmp_path / "run", start, gram, objective=objective, train={"steps": 1})
+    assert seen == [masked]
 
 
 def test_random_weights_are_no_teacher(image_set, tmp_path):

@@ -67,12 +67,17 @@ def test_what_does_not_fit_together_is_said_at_once():
 
 
 def test_a_side_is_a_square():
-    assert GramSettings(crop_size=64).crop_size == (64, 64)
+    assert GramSettings(weight=2, crop_size=64).crop_size == (64, 64)
 
 
-@pytest.mark.parametrize(
-    ("teacher", "weight", "source"),
-    [("start", 2, None), ("ema", 2, None), ("hub/name", 2, "hub/name"), ("hub/name", 0, None)],
-)
-def test_only_a_named_model_is_opened(teacher, weight, source):
-    assert GramSettings(teacher=teacher, weight=weight).source == source
+@pytest.mark.parametrize(("teacher", "source"), [("start", None), ("ema", None), ("hub/name", "hub/name")])
+def test_only_a_named_model_is_opened(teacher, source):
+    assert GramSettings(teacher=teacher, weight=2).source == source
+
+
+def test_settings_of_a_term_without_weight_are_refused():
+    """But not those that are what they would be anyway: a resolved recipe spells them out."""
+    off = GramSettings(weight=0).model_dump()
+    assert GramSettings(**off) == GramSettings()
+    with pytest.raises(ValueError, match=r"'gram' has weight 0: teacher, crop_size would have no effect"):
+        GramSettings(**{**off, "teacher": "ema", "crop_size": 64})

@@ -296,14 +296,14 @@ def describe(recipe: Recipe, ready: Preflight, factors: Mapping[str, EncodedFact
 
 
 def _batches(recipe: Recipe, ready: Preflight, run: Run, world: World) -> Any:
-    maskable = run.model.student.backbone.can_mask
+    masked = run.model.student.backbone.can_mask and recipe.objective.uses_masks
     return build_loader(
         ready.manifest,
         ready.rows,
         images=recipe.images,
         views=recipe.views,
         gram=recipe.objective.gram,
-        ibot=recipe.objective.ibot if maskable else recipe.objective.ibot.model_copy(update=NO_MASKS),
+        ibot=recipe.objective.ibot if masked else recipe.objective.ibot.model_copy(update=NO_MASKS),
         channels=ready.channels,
         patch_size=ready.patch_size,
         seed=recipe.seed,

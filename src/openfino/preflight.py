@@ -23,6 +23,7 @@ from openfino.factors.spec import FactorSpec, resolve_specs
 from openfino.images.check import check_manifest
 from openfino.images.read import count_channels
 from openfino.manifest import Manifest, read_manifest
+from openfino.models.backbone import Backbone
 from openfino.models.dinov3 import Dinov3Backbone
 from openfino.models.families import backbone_config, family_of
 from openfino.models.loading import read_config
@@ -203,8 +204,7 @@ def _patch_size(recipe: Recipe, problems: list[Problem]) -> int:
         remedy = "Give a folder with config.json, a hub name that this machine can reach, or model.config"
         problems.append(Problem("model", str(error), remedy))
         return 0
-    if not backbone.can_mask:
-        problems += _mask_problems(recipe.objective, backbone.description)
+    problems += _mask_problems(recipe.objective, backbone)
     if backbone is not Dinov3Backbone and (given := recipe.model.rope.model_dump(exclude_none=True)):
         what = f"a {backbone.description} of type {backbone.family} has no rotary positions"
         remedy = "Leave it out (preset authors sets dtype; write model.rope.dtype: null then)"
@@ -212,14 +212,18 @@ def _patch_size(recipe: Recipe, problems: list[Problem]) -> int:
     return patch_size
 
 
-def _mask_problems(objective: ObjectiveSettings, model: str) -> list[Problem]:
-    """What a model that cannot be masked cannot learn from."""
-    problems = []
-    if objective.ibot.weight > 0:
-        what = f"iBOT hides patches from the student, and a {model} sees past every patch"
+def _mask_problems(objective: ObjectiveSettings, model: type[Backbone]) -> list[Problem]:
+    """Terms on masked patches where none is ever masked."""
+    ibot, problems = objective.ibot, []
+    if ibot.weight > 0 and not model.can_mask:
+        what = f"iBOT hides patches from the student, and a {model.description} sees past every patch"
         problems.append(Problem("objective.ibot.weight", what, "Write objective.ibot.weight: 0"))
-    if objective.gram.weight > 0 and objective.gram.tokens == "masked":
-        what = f"no patch of a {model} is ever masked"
+    zero = [key for key in ("mask_fraction", "mask_ratio") if not np.any(getattr(ibot, key))]
+    if objective.gram.tokens == "masked" and (zero or not model.can_mask):
+        patches = (
+            f"patch of a {model.description}" if not model.can_mask else f"patch, with ibot.{zero[0]} 0,"
+        )
+        what = f"no {patches} is ever masked"
         problems.append(Problem("objective.gram.tokens", what, "Write objective.gram.tokens: all"))
     return problems
 

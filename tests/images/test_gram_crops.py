@@ -62,8 +62,6 @@ def test_only_at_steps_at_which_the_term_has_a_weight(images):
     ]
     own = GramSettings(weight=2.0)
     assert all(batch.gram_crops is None for batch in loader(images, gram=own))
-    off = GramSettings(weight=0.0, crop_size=LARGE)
-    assert all(batch.gram_crops is None for batch in loader(images, gram=off))
 
 
 def test_ranks_and_pieces_share_them(images):

@@ -16,8 +16,8 @@ class GramSettings(Section):
     teacher: str = "start"
     """Whose patch similarities are kept.
 
-    ``start``: the starting backbone, frozen. ``ema``: the run's own averaged teacher. Anything else: the hub name or
-    folder of a model, frozen (a run, too); it may have another width and another patch size.
+    ``start``: the starting backbone, frozen. ``ema``: the run's own averaged teacher. Anything else: a model, frozen,
+    by its hub name, its folder (of a run, too) or its weights file; it may have another width and another patch size.
     """
     start_step: Count = 0
     """First step of the term; before it costs nothing."""
@@ -39,11 +39,22 @@ class GramSettings(Section):
     """Compare patches of the same crop only. Otherwise the patches of all global crops of a step, on all processes,
     make one matrix: its memory grows with the square of their number."""
     tokens: Literal["all", "masked", "unmasked"] = "all"
-    """Which patches are compared: ``masked`` are those that the student cannot see."""
+    """Which patches are compared: ``masked`` are those that the student cannot see (``ibot.mask_fraction`` and
+    ``ibot.mask_ratio``, also where iBOT has no weight)."""
 
     @model_validator(mode="after")
     def _fit_together(self) -> Self:
         wrong = []
+        given = [
+            key
+            for key, field in type(self).model_fields.items()
+            if key != "weight" and getattr(self, key) != field.default
+        ]
+        if self.weight == 0 and given:
+            wrong.append(
+                f"'gram' has weight 0: {', '.join(given)} would have no effect; give it a weight (2 in the paper), or "
+                f"leave out {', '.join(given)}"
+            )
         if self.teacher == "ema" and self.refresh_every is not None:
             wrong.append(
                 "teacher: ema follows the student at every step and is never refreshed; leave out refresh_every, "
@@ -65,8 +76,8 @@ class GramSettings(Section):
 
     @property
     def source(self) -> str | None:
-        """Hub name or folder of the Gram teacher; None for one of this run's own models, or without the term."""
-        return self.teacher if self.weight > 0 and self.teacher not in ("start", "ema") else None
+        """Hub name, folder or file of the Gram teacher; None for one of this run's own models, or without the term."""
+        return None if self.teacher in ("start", "ema") else self.teacher
 
     def weight_at(self, step: int) -> float:
         """The weight at ``step``: 0, then half a cosine wave whose last step has all of ``weight``, then constant."""

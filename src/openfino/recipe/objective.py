@@ -47,7 +47,8 @@ class IbotSettings(Section):
     weight: Weight = 1.0
     student_temperature: Annotated[float, Field(gt=0)] = 0.1
     mask_fraction: Fraction = 0.5
-    """Share of the global crops that are masked."""
+    """Share of the global crops that are masked; none where no term looks at the masks (no weight here, and
+    ``gram.tokens: all``)."""
     mask_ratio: tuple[Fraction, Fraction] = (0.1, 0.5)
     head: HeadSettings = HeadSettings()
 
@@ -133,3 +134,8 @@ class ObjectiveSettings(Section):
     sinkhorn_iterations: Positive = 3
     center_momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
     """Of the running mean of ``centering: softmax``."""
+
+    @property
+    def uses_masks(self) -> bool:
+        """Whether some term asks which patches were hidden from the student; else it sees all of them."""
+        return self.ibot.weight > 0 or self.gram.tokens != "all"
