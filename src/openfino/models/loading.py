@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
+from huggingface_hub.errors import HFValidationError, StrictDataclassError
+from huggingface_hub.utils import validate_repo_id
 from safetensors.torch import load_file
 from transformers import AutoConfig, PreTrainedConfig
 
@@ -180,8 +181,22 @@ def _load_own(backbone: Backbone, source: str) -> list[str]:
 
 
 def _cannot_load(source: str, error: Exception) -> OpenfinoError:
-    kind = "folder" if Path(source).is_dir() else "hub name, folder or file"
-    return OpenfinoError(f"model.source: cannot load {source!r} from this {kind}: {error}")
+    if Path(source).exists():
+        return OpenfinoError(f"model.source: cannot load {source!r} from this folder: {_in_a_line(error)}")
+    try:
+        validate_repo_id(source)
+    except HFValidationError:
+        return OpenfinoError(
+            f"model.source: cannot load {source!r}: there is no such folder or file, and no model of the hub can have "
+            "this name"
+        )
+    return OpenfinoError(
+        f"model.source: cannot load {source!r} as a hub name, folder or file: {_in_a_line(error)}"
+    )
+
+
+def _in_a_line(error: Exception) -> str:
+    return " ".join(str(error).split()).rstrip(".")
 
 
 def fit_channels(
