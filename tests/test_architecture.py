@@ -26,7 +26,7 @@ ROOMS = [
     {"objectives"},
     {"training"},
     {"evaluation"},
-    {"preflight", "runfolder", "prober", "check"},
+    {"gram_source", "preflight", "runfolder", "prober", "check"},
     {"adapt"},
     {"export"},
     {"sampledata", "report"},

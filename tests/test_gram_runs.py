@@ -10,14 +10,17 @@ import torch
 from conftest import TINY
 from openfino.adapt import adapt, describe
 from openfino.errors import InputProblemsError, OpenfinoError
+from openfino.gram_source import open_named_teacher
+from openfino.images.loader import finish_gram_views
 from openfino.models.loading import random_backbone
 from openfino.models.store import load_model, save_backbone
 from openfino.preflight import preflight
-from openfino.recipe import build_recipe, load_recipe
+from openfino.recipe import GivenNormalization, build_recipe, load_recipe
 from openfino.training import loop
 from openfino.training.checkpoint import list_checkpoints, load_checkpoint
 from tiny_models import tiny_model
 from tiny_runs import losses, run_tiny, tiny_settings
+from weight_files import random_meta
 
 SEPARABLE = {"koleo": {"weight": 0}, "sigreg": {"weight": 0}}
 PLAIN = {"factors": {"site": "watched", "dose": "watched"}}
@@ -73,7 +76,13 @@ TEACHERS = {
     "ema, closer": {"teacher": "ema", "crop_size": 64},
     "other": {"teacher": "OTHER", "crop_size": 64},
     "refreshed": {"refresh_every": 2, "first_refresh": 3, "crop_size": 48},
-    "other, refreshed": {"teacher": "OTHER", "refresh_every": 2, "max_refreshes": 1, "negatives": "drop"},
+    "other, refreshed": {
+        "teacher": "OTHER",
+        "crop_size": 64,
+        "refresh_every": 2,
+        "max_refreshes": 1,
+        "negatives": "drop",
+    },
     "masked": {"tokens": "masked", "per_image": False},
 }
 
@@ -290,11 +299,16 @@ def test_a_ramp_must_end_within_the_run(image_set, tmp_path):
     ("patch", "gram", "remedy"),
     [
         (16, {"crop_size": 72}, "crop_size: [64, 64]"),
-        (12, {}, "crop_size: [36, 36]"),
+        (12, {}, "crop_size: [48, 48]"),
         (12, {"crop_size": 36, "refresh_every": 2}, "crop_size: [48, 48]"),
+        (16, {}, "crop_size: [64, 64]"),
+        (12, {"crop_size": 36}, "crop_size: [48, 48]"),
+        (4, {"crop_size": 24, "refresh_every": 2}, "crop_size: [32, 32]"),
     ],
 )
-def test_crops_must_be_whole_patches_of_the_teacher(image_set, tmp_path, patch, gram, remedy):
+def test_crops_must_be_whole_patches_of_the_teacher_and_as_many_as_the_student_s(
+    image_set, tmp_path, patch, gram, remedy
+):
     teacher = write_model(tmp_path / "other", random_backbone({**TINY, "patch_size": patch}, 3, seed=5))
     found = problems(image_set, tmp_path, {"teacher": str(teacher), **gram})
     assert list(found) == ["crop_size"]
@@ -305,8 +319,97 @@ def test_a_teacher_without_its_weights_is_named(image_set, tmp_path, start):
     other = other_model(tmp_path / "other")
     (other / "model.safetensors").unlink()
     with pytest.raises(OpenfinoError, match=r"^objective\.gram\.teacher: cannot load"):
-        run(image_set, tmp_path / "run", start, {"weight": 2.0, "teacher": str(other)})
+        run(image_set, tmp_path / "run", start, {"weight": 2.0, "teacher": str(other), "crop_size": 64})
     assert not (tmp_path / "run").exists()
+
+
+HALF = GivenNormalization(mean=[0.5, 0.5, 0.5], std=[0.5, 0.5, 0.5])
+
+
+def halved_model(folder):
+    """Of three channels, for images from -1 to 1."""
+    preprocessing = tiny_model(normalization=HALF).preprocessing
+    save_backbone(folder, random_backbone(TINY, 3, seed=5), preprocessing, {})
+    return folder
+
+
+def test_a_named_teacher_s_crops_are_normalised_as_it_knows_them(image_set, tmp_path, start, monkeypatch):
+    """Until it is refreshed: then it is a copy of the averaged teacher, which knows the run's."""
+    seen = []
+
+    def watched(batch, normalization):
+        seen.append(normalization)
+        return finish_gram_views(batch, normalization)
+
+    monkeypatch.setattr(loop, "finish_gram_views", watched)
+    gram = {"weight": 2.0, "teacher": str(halved_model(tmp_path / "half")), "crop_size": 64}
+    refreshed = {"refresh_every": 2, "max_refreshes": 1}
+    run(image_set, tmp_path / "run", start, {**gram, **refreshed}, train={"steps": 4})
+    assert seen == [HALF, HALF, "imagenet", "imagenet"]
+    run(image_set, tmp_path / "run", start, {**gram, **refreshed}, train={"steps": 4}, resume=True)
+    # Of one channel: its one mean says nothing of the three.
+    seen.clear()
+    gram["teacher"] = str(other_model(tmp_path / "other"))
+    run(image_set, tmp_path / "one", start, gram, train={"steps": 1})
+    assert seen == ["imagenet"]
+
+
+def test_a_teacher_that_knows_other_pixels_needs_crops_of_its_own(image_set, tmp_path):
+    teacher = {"teacher": str(halved_model(tmp_path / "half"))}
+    assert "crop_size: [32, 32]" in problems(image_set, tmp_path, teacher)["teacher"]
+    known = {"images": {"normalization": HALF.model_dump()}}
+    objective = {"gram": {"weight": 2.0, **teacher}}
+    preflight(build_recipe(tiny_settings(image_set, tmp_path / "run", objective=objective, **known)))
+    objective["gram"]["crop_size"] = 32
+    preflight(build_recipe(tiny_settings(image_set, tmp_path / "run", objective=objective)))
+
+
+def stopped_run(image_set, tmp_path, start, steps):
+    """A run of six steps, refreshed once after the third, stopped after ``steps``; then its teacher's folder goes."""
+    other = other_model(tmp_path / "other")
+    (other / "README.md").write_text("---\nlicense: apache-2.0\n---\n")
+    gram = {"weight": 2.0, "teacher": str(other), "crop_size": 64}
+    gram |= {"refresh_every": 3, "max_refreshes": 1}
+    run(image_set, tmp_path / "straight", start, gram)
+    shutil.copytree(tmp_path / "straight", tmp_path / "again")
+    for path in list_checkpoints(tmp_path / "again" / "checkpoints")[steps:]:
+        shutil.rmtree(path)
+    shutil.rmtree(other)
+    return gram
+
+
+def test_a_refreshed_run_goes_on_without_the_model_that_it_began_with(image_set, tmp_path, start):
+    gram = stopped_run(image_set, tmp_path, start, steps=4)
+    run(image_set, tmp_path / "again", start, gram, resume=True)
+    assert losses(tmp_path / "again") == losses(tmp_path / "straight")
+    assert_equal(tensors_at(tmp_path / "again", 6), tensors_at(tmp_path / "straight", 6))
+    provenance = json.loads((tmp_path / "again" / "model" / "openfino.json").read_text())["provenance"]
+    assert provenance["gram_teacher"] == {"source": "other", "licence": "apache-2.0"}
+    assert str(tmp_path) not in json.dumps(provenance)
+
+
+def test_before_its_refresh_a_run_needs_the_model(image_set, tmp_path, start):
+    gram = stopped_run(image_set, tmp_path, start, steps=2)
+    with pytest.raises(InputProblemsError, match=r"objective\.gram\.teacher: cannot load") as caught:
+        run(image_set, tmp_path / "again", start, gram, resume=True)
+    text = str(caught.value)
+    assert "there is no such folder or file" in text
+    assert ".." not in text
+    assert "Repo id" not in text
+
+
+@pytest.mark.parametrize("eps", [None, 1e-6])
+def test_a_teacher_in_a_file_of_meta_has_the_epsilon_of_the_recipe(image_set, tmp_path, eps):
+    for name in ("start.pth", "teacher.pth"):
+        torch.save(random_meta(), tmp_path / name)
+    folder = write_model(tmp_path / "folder", tiny_model().backbone)
+    found = []
+    for teacher in (tmp_path / "teacher.pth", folder):
+        model = {"source": str(tmp_path / "start.pth"), "config": None, "layer_norm_eps": eps}
+        objective = {"gram": {"weight": 2.0, "teacher": str(teacher)}}
+        recipe = build_recipe(tiny_settings(image_set, tmp_path / "run", model=model, objective=objective))
+        found.append(open_named_teacher(recipe, 3).backbone.config.layer_norm_eps)
+    assert found == [eps or 1e-5, 1e-5]
 
 
 def test_a_folder_is_relative_to_the_recipe(tmp_path, monkeypatch):

@@ -16,6 +16,7 @@ from rich.console import Console
 from openfino.distributed import World, barrier, choose_device, gather_objects, join_world
 from openfino.errors import OpenfinoError
 from openfino.factors.encode import EncodedFactor, Vocabulary, load_vocabularies, save_vocabularies
+from openfino.gram_source import NamedTeacher, open_named_teacher
 from openfino.images.loader import build_loader
 from openfino.images.preprocess import Preprocessing
 from openfino.keyed import Purpose, keyed_seed
@@ -23,14 +24,14 @@ from openfino.models.backbone import Backbone
 from openfino.models.ema import make_teacher
 from openfino.models.licence import licence_of
 from openfino.models.loading import LoadReport, fit_channels, pretrained_backbone, random_backbone
-from openfino.models.store import model_folder, quiet_transformers, save_backbone
+from openfino.models.store import model_folder, quiet_transformers, read_sidecar, save_backbone
 from openfino.objectives.guidance.guidance import GuidedFactor
 from openfino.objectives.objective import build_objective
 from openfino.preflight import Preflight, encode_factors, preflight, with_source_normalization
 from openfino.prober import Prober
 from openfino.recipe import Recipe
 from openfino.runfolder import check_folder, claim_folder, describe_environment, write_whole
-from openfino.training.checkpoint import load_checkpoint
+from openfino.training.checkpoint import FOLDER, last_checkpoint, load_checkpoint, step_of
 from openfino.training.gram import GramTeacher
 from openfino.training.logging import RunLog
 from openfino.training.loop import Run, all_unreadable, restore_run, train
@@ -65,25 +66,29 @@ def adapt(
     recipe = with_source_normalization(recipe)
     if world.is_main:
         check_folder(recipe, resume=resume, overwrite=overwrite)
-    ready = preflight(recipe, read_images="exist" if world.is_main else "none")
+    checkpoint = _checkpoint(recipe, world) if resume else None
+    start_step = step_of(checkpoint)
+    ready = preflight(recipe, read_images="exist" if world.is_main else "none", start_step=start_step)
     if recipe.train.batch_size % world.size:
         raise OpenfinoError(
             f"train.batch_size {recipe.train.batch_size} is not divisible by the {world.size} processes"
         )
     backbone, report = starting_backbone(recipe, ready.channels)
-    gram = gram_backbone(recipe, ready.channels)
-    checkpoint = _claim(recipe, world, resume=resume, overwrite=overwrite)
+    named = open_named_teacher(recipe, len(ready.channels), start_step)
+    if world.is_main:
+        claim_folder(recipe, resume=resume, overwrite=overwrite)
+    barrier()
     tensors, state = load_checkpoint(checkpoint) if checkpoint else ({}, {"step": 0})
     factors, vocabularies = _factors(recipe, ready, resume=checkpoint is not None)
     say(describe(recipe, ready, factors), highlight=False)
     say(str(report), highlight=False)
-    if gram:
-        say(f"Gram teacher: {gram[1]}", highlight=False)
+    if named:
+        say(f"Gram teacher: {named.report}", highlight=False)
 
     # Models, objective, optimizer, probes.
     guided = guided_factors(factors)
     provenance = describe_provenance(recipe, ready, backbone)
-    run = build_run(recipe, backbone, guided, device, world, gram[0] if gram else None)
+    run = build_run(recipe, backbone, guided, device, world, named)
     run.factors = {name: factors[name] for name in guided}
     preprocessing = Preprocessing(
         size=recipe.views.global_size, normalization=recipe.images.normalization, channels=ready.channels
@@ -173,24 +178,6 @@ def starting_backbone(recipe: Recipe, channels: list[str]) -> tuple[Backbone, Lo
     return backbone, fit_channels(backbone, report, len(channels), keep_grey_response=keep)
 
 
-def gram_backbone(recipe: Recipe, channels: list[str]) -> tuple[Backbone, LoadReport] | None:
-    """The Gram teacher with its patch embedding fitted to the channels, where the recipe names a model of its own.
-
-    Raises:
-        OpenfinoError: if it cannot be loaded.
-    """
-    source = recipe.objective.gram.source
-    if source is None:
-        return None
-    try:
-        with quiet_transformers():
-            backbone, report = pretrained_backbone(str(model_folder(source) or source))
-    except OpenfinoError as error:
-        raise OpenfinoError(f"objective.gram.teacher: {str(error).removeprefix('model.source: ')}") from None
-    keep = recipe.model.keep_grey_response
-    return backbone, fit_channels(backbone, report, len(channels), keep_grey_response=keep)
-
-
 def guided_factors(factors: Mapping[str, EncodedFactor]) -> dict[str, GuidedFactor]:
     """What guidance must know of every factor that is not only watched."""
     return {
@@ -213,13 +200,13 @@ def build_run(
     guided: Mapping[str, GuidedFactor],
     device: torch.device,
     world: World,
-    gram_teacher: Backbone | None = None,
+    named: NamedTeacher | None = None,
 ) -> Run:
     """Student, teachers, objective and optimizer, with every random weight drawn from the recipe's seed."""
     gram = None
     if recipe.objective.gram.weight > 0:
-        frozen = None if recipe.objective.gram.teacher == "ema" else gram_teacher or backbone
-        gram = GramTeacher(recipe.objective.gram, frozen, device)
+        frozen = None if recipe.objective.gram.teacher == "ema" else named.backbone if named else backbone
+        gram = GramTeacher(recipe.objective.gram, frozen, device, named.normalization if named else None)
     backbone.install_drop_path(recipe.train.drop_path)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(keyed_seed(recipe.seed, Purpose.INIT, 1))
@@ -251,7 +238,9 @@ def describe_provenance(recipe: Recipe, ready: Preflight, backbone: Backbone) ->
     facts: dict[str, Any] = {}
     if gram := recipe.objective.gram.source:
         private["objective"] = {"gram": {"teacher"}}
-        facts["gram_teacher"] = {"source": _public_name(gram), "licence": licence_of(gram)}
+        # A run that goes on may no longer have the model: what it recorded at first counts.
+        stored = (read_sidecar(recipe.out / "model") or {}).get("provenance", {}).get("gram_teacher")
+        facts["gram_teacher"] = stored or {"source": _public_name(gram), "licence": licence_of(gram)}
     return {
         **facts,
         "source": name or "random weights",
@@ -267,7 +256,8 @@ def describe_provenance(recipe: Recipe, ready: Preflight, backbone: Backbone) ->
 
 def _public_name(source: str | None) -> str | None:
     """The name of a folder or file, not its place: what is written of it travels with the exported model."""
-    return Path(source).name if source and Path(source).exists() else source
+    is_place = source is not None and (Path(source).exists() or Path(source).is_absolute())
+    return Path(source).name if source and is_place else source
 
 
 def describe(recipe: Recipe, ready: Preflight, factors: Mapping[str, EncodedFactor]) -> str:
@@ -317,9 +307,9 @@ def _batches(recipe: Recipe, ready: Preflight, run: Run, world: World) -> Any:
     )
 
 
-def _claim(recipe: Recipe, world: World, *, resume: bool, overwrite: bool) -> Path | None:
-    """Claim the folder on the main process; every process takes the checkpoint that it found."""
-    found = claim_folder(recipe, resume=resume, overwrite=overwrite) if world.is_main else None
+def _checkpoint(recipe: Recipe, world: World) -> Path | None:
+    """The checkpoint to go on from: every process takes the one that the main process finds."""
+    found = last_checkpoint(recipe.out / FOLDER) if world.is_main else None
     place = gather_objects(str(found) if found else None)[0]
     return Path(place) if place else None
 

@@ -3,7 +3,6 @@
 Bad input never costs a run: what is wrong with the table, the files, the factors and the sizes is found here.
 """
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
@@ -20,6 +19,7 @@ from openfino.factors.encode import (
     fit_vocabulary,
 )
 from openfino.factors.spec import FactorSpec, resolve_specs
+from openfino.gram_source import gram_problems
 from openfino.images.check import check_manifest
 from openfino.images.read import count_channels
 from openfino.manifest import Manifest, read_manifest
@@ -49,6 +49,7 @@ def preflight(
     *,
     read_images: Literal["none", "exist", "decode"] = "exist",
     progress: Callable[[int, int], None] | None = None,
+    start_step: int = 0,
 ) -> Preflight:
     """Read and check everything a run stands on.
 
@@ -56,6 +57,7 @@ def preflight(
         recipe: of the run.
         read_images: look at no image file, look whether each is there, or decode each.
         progress: called with (files done, files in all).
+        start_step: the first step to run, of a run that goes on.
 
     Raises:
         OpenfinoError: if the manifest cannot be read at all.
@@ -75,7 +77,7 @@ def preflight(
     patch_size = _patch_size(recipe, problems)
     problems += _size_problems(recipe, patch_size) + _budget_problems(recipe, len(rows))
     if recipe.objective.gram.weight > 0:
-        problems += _gram_step_problems(recipe) + _gram_teacher_problems(recipe, patch_size)
+        problems += gram_problems(recipe, patch_size, len(channels), start_step)
     if recipe.probe.label is not None and _required_columns(recipe).keys() <= set(manifest.table.columns):
         problems += check_probe(manifest, recipe.probe)
     try:
@@ -237,70 +239,6 @@ def _size_problems(recipe: Recipe, patch_size: int) -> list[Problem]:
             fitting = [max(round(side / patch_size), 1) * patch_size for side in size]
             what = f"{size[0]} x {size[1]} is not divisible by the patch size {patch_size}"
             problems.append(Problem(f"views.{name}", what, f"Write {name}: [{fitting[0]}, {fitting[1]}]"))
-    return problems
-
-
-def _gram_step_problems(recipe: Recipe) -> list[Problem]:
-    """What Gram anchoring does at some step must happen within the run."""
-    gram, steps = recipe.objective.gram, recipe.train.steps
-    problems = []
-    if gram.first_weighted_step >= steps:
-        what = (
-            f"the term would first count at step {gram.first_weighted_step}, and the run ends after {steps}"
-        )
-        problems.append(
-            Problem("objective.gram.start_step", what, f"Write start_step: {steps // 2}, or more steps")
-        )
-    elif gram.start_step + gram.ramp_steps > steps:
-        what = f"with ramp_steps {gram.ramp_steps} the weight would never be reached in {steps} steps"
-        remedy = f"Write ramp_steps: {(steps - gram.start_step) // 10}, or more steps"
-        problems.append(Problem("objective.gram.ramp_steps", what, remedy))
-    if gram.refresh_every is not None and gram.refreshes(steps - 1) == 0:
-        what = f"the Gram teacher would never be refreshed before the last of {steps} steps"
-        remedy = (
-            f"Write first_refresh: {max(steps // 2, 1)}, refresh_every: {max(steps // 10, 1)}, or neither"
-        )
-        problems.append(Problem("objective.gram.refresh_every", what, remedy))
-    is_random = recipe.model.config is not None and gram.teacher == "start"
-    if is_random and gram.refreshes(gram.first_weighted_step) == 0:
-        what = "the starting backbone has random weights, whose patch similarities mean nothing"
-        remedy = (
-            "Name a model, write teacher: ema, or refresh the Gram teacher before its first step "
-            "(start_step, refresh_every, first_refresh)"
-        )
-        problems.append(Problem("objective.gram.teacher", what, remedy))
-    return problems
-
-
-def _gram_teacher_problems(recipe: Recipe, patch_size: int) -> list[Problem]:
-    """The Gram teacher must be there, and see whole patches of the same regions as the student."""
-    gram, problems = recipe.objective.gram, []
-    teachers = {patch_size}
-    if gram.source is not None:
-        try:
-            config = read_config(str(model_folder(gram.source) or gram.source))
-            own = family_of(config).backbone.patch_size_of(config)
-            # A refresh makes it a copy of the averaged teacher.
-            teachers = {own} if gram.refreshes(recipe.train.steps) == 0 else {own, patch_size}
-        except OpenfinoError as error:
-            what = str(error).removeprefix("model.source: ")
-            remedy = "Write start, ema, or the hub name or folder of a model"
-            problems.append(Problem("objective.gram.teacher", what, remedy))
-            teachers = set()
-    unit = math.lcm(*(side for side in teachers if side))
-    shape, size = recipe.views.global_size, gram.crop_size or recipe.views.global_size
-    if min(shape) < 1:
-        return problems
-    height, width = (side // math.gcd(*shape) for side in shape)
-    times = max(round(size[0] / (unit * height)), 1) * unit
-    remedy = f"Write crop_size: [{times * height}, {times * width}]"
-    if size[0] * shape[1] != size[1] * shape[0]:
-        what = f"{size[0]} x {size[1]} has another shape than the global crops, {shape[0]} x {shape[1]}"
-        problems.append(Problem("objective.gram.crop_size", what, remedy))
-    elif any(side % unit for side in size) and (gram.crop_size or gram.source):
-        patches = " and ".join(map(str, sorted(teachers)))
-        what = f"the Gram teacher has patches of {patches} and would see crops of {size[0]} x {size[1]}"
-        problems.append(Problem("objective.gram.crop_size", what, remedy))
     return problems
 
 

@@ -19,7 +19,7 @@ import yaml
 import openfino
 from openfino.errors import OpenfinoError
 from openfino.recipe import Recipe, dump_recipe
-from openfino.training.checkpoint import list_checkpoints
+from openfino.training.checkpoint import FOLDER, last_checkpoint
 
 RECIPE_FILE = "recipe.yaml"
 RUN_MARK = ".openfino-run"
@@ -88,8 +88,7 @@ def claim_folder(recipe: Recipe, *, resume: bool, overwrite: bool) -> Path | Non
     folder.mkdir(parents=True, exist_ok=True)
     write_whole(folder / RUN_MARK, "A run of openfino: 'openfino adapt --overwrite' clears this folder.\n")
     write_whole(folder / RECIPE_FILE, dump_recipe(recipe))
-    found = list_checkpoints(folder / "checkpoints")
-    return found[-1] if found and resume else None
+    return last_checkpoint(folder / FOLDER) if resume else None
 
 
 def write_whole(path: Path, text: str) -> None:

@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from openfino.errors import OpenfinoError
-from openfino.images.normalize import _on_device, channel_statistics, normalize
+from openfino.images.normalize import _on_device, channel_statistics, normalize, same_normalization
 from openfino.recipe import GivenNormalization
 
 
@@ -79,3 +79,13 @@ def test_statistics_are_put_on_the_device_once():
     assert _on_device.cache_info().misses == made
     assert torch.equal(first, second)
     assert pixels.grad[0, :, 0, 0].tolist() == [2.0, 1.0, 0.5]
+
+
+def test_the_same_statistics_are_the_same_however_they_are_written():
+    spelled = GivenNormalization(mean=[0.485, 0.456, 0.406], std=[0.229, 0.224, 0.225])
+    other = GivenNormalization(mean=[0.5, 0.456, 0.406], std=[0.229, 0.224, 0.225])
+    assert same_normalization("imagenet", spelled)
+    assert same_normalization("zscore", "zscore")
+    for one in ("imagenet", spelled, "zscore"):
+        assert not same_normalization(other, one)
+    assert not same_normalization("imagenet", "zscore")

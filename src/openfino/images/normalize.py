@@ -41,6 +41,13 @@ def normalize(images: Tensor, normalization: Normalization) -> Tensor:
     )
 
 
+def same_normalization(one: Normalization, other: Normalization) -> bool:
+    """Whether two settings mean the same: ``imagenet`` may be spelled out."""
+    imagenet = GivenNormalization(mean=list(IMAGENET_MEAN), std=list(IMAGENET_STD))
+    one, other = (imagenet if each == "imagenet" else each for each in (one, other))
+    return one == other
+
+
 @lru_cache(maxsize=32)
 def _on_device(values: tuple[float, ...], device: torch.device, dtype: torch.dtype) -> Tensor:
     """One value per channel [C, 1, 1]. Kept, because a new tensor would make each step wait for the GPU."""

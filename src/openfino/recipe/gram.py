@@ -30,9 +30,9 @@ class GramSettings(Section):
     max_refreshes: Positive | None = None
     """Without limit when not given (the authors: 3)."""
     crop_size: Size | None = None
-    """The Gram teacher sees the region of each global crop cut at this size, without photometric operations, and its
-    features are resized to the student's patches: twice the global size in the paper. Smaller than the global size
-    is allowed, for a teacher of other patches. When not given it sees the global crops themselves."""
+    """The Gram teacher sees the region of each global crop cut at this size, without photometric operations and
+    normalised as it knows images, and its features are resized to the student's patches: twice the global size in the
+    paper. It may not have fewer patches than the student. When not given it sees the global crops themselves."""
     negatives: Literal["keep", "drop", "drop_teacher"] = "keep"
     """What becomes of negative similarities. ``drop``: zero on both sides; ``drop_teacher``: zero on the teacher's."""
     per_image: bool = True
@@ -78,6 +78,10 @@ class GramSettings(Section):
     def source(self) -> str | None:
         """Hub name, folder or file of the Gram teacher; None for one of this run's own models, or without the term."""
         return None if self.teacher in ("start", "ema") else self.teacher
+
+    def source_at(self, step: int) -> str | None:
+        """As :attr:`source`, for a run that goes on at ``step``: None once the Gram teacher has been refreshed."""
+        return None if self.refreshes(step) else self.source
 
     def weight_at(self, step: int) -> float:
         """The weight at ``step``: 0, then half a cosine wave whose last step has all of ``weight``, then constant."""

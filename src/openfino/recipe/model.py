@@ -40,7 +40,8 @@ class ModelSettings(Section):
     it gave before; else the old channels keep their filters as they are."""
     layer_norm_eps: Annotated[float, Field(gt=0)] | None = None
     """Epsilon of the norms in a ``.pth`` file of Meta, which does not hold it: 1e-5 in the released models and when not
-    given, 1e-6 in models trained with ``norm_layer: layernorm`` (the ImageNet-1k recipe)."""
+    given, 1e-6 in models trained with ``norm_layer: layernorm`` (the ImageNet-1k recipe). A Gram teacher in such a file
+    is opened with it, too."""
     rope: RopeSettings = RopeSettings()
 
     @model_validator(mode="after")

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from openfino.errors import OpenfinoError
 
+FOLDER = "checkpoints"  # of a run's folder
 PREFIX = "step_"
 # Where rows may be missing when a vocabulary has grown: the state of openfino.objectives.guidance.prototypes.Bank, and
 # the layers of a Classifier, of which only the last has a row per value (the others keep their shape, so that nothing
@@ -79,6 +80,17 @@ def save_checkpoint(
 def list_checkpoints(folder: Path) -> list[Path]:
     """Complete checkpoints, oldest first."""
     return sorted(path for path in folder.glob(f"{PREFIX}*") if (path / "state.json").is_file())
+
+
+def last_checkpoint(folder: Path) -> Path | None:
+    """The newest complete checkpoint, if any."""
+    found = list_checkpoints(folder)
+    return found[-1] if found else None
+
+
+def step_of(checkpoint: Path | None) -> int:
+    """The first step to run after a checkpoint; 0 without one."""
+    return int(checkpoint.name.removeprefix(PREFIX)) if checkpoint else 0
 
 
 def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from openfino.models.backbone import Backbone
 from openfino.models.ema import make_teacher
-from openfino.recipe import GramSettings
+from openfino.recipe import GramSettings, Normalization
 
 
 class GramTeacher:
@@ -18,12 +18,18 @@ class GramTeacher:
         settings: of the recipe.
         backbone: copied frozen, in evaluation mode; None when the averaged teacher is used directly.
         device: where the copy goes.
+        normalization: of the crops that are cut for it, until it is refreshed; the run's when not given.
     """
 
     def __init__(
-        self, settings: GramSettings, backbone: Backbone | None, device: torch.device | str = "cpu"
+        self,
+        settings: GramSettings,
+        backbone: Backbone | None,
+        device: torch.device | str = "cpu",
+        normalization: Normalization | None = None,
     ) -> None:
         self.settings = settings
+        self.normalization = normalization
         self.backbone = None if backbone is None else make_teacher(backbone).to(device)
         self._compiled = False
 
@@ -85,6 +91,7 @@ class GramTeacher:
 
     def _copy(self, averaged: Backbone) -> None:
         self.backbone = make_teacher(averaged)  # a copy is not compiled
+        self.normalization = None
         if self._compiled:
             self.backbone.compile_blocks()
 

@@ -23,6 +23,7 @@ from openfino.models.ema import update_teacher
 from openfino.recipe import Recipe
 from openfino.training import guards
 from openfino.training.checkpoint import (
+    FOLDER,
     grow_rows,
     load_optimizer_tensors,
     optimizer_tensors,
@@ -143,6 +144,7 @@ def make_pieces(run: Run, batch: ViewBatch) -> list[Piece]:
     local = batch.rows.shape[0]
     size = -(-local // recipe.train.accumulate)
     first_slot = run.world.rank * local
+    gram_normalization = (run.gram and run.gram.normalization) or recipe.images.normalization
     pieces = []
     for start in range(0, local, size):
         part = batch.slice(start, min(start + size, local))
@@ -160,7 +162,7 @@ def make_pieces(run: Run, batch: ViewBatch) -> list[Piece]:
                 slots=torch.arange(first_slot + start, first_slot + start + part.rows.shape[0]),
                 batch_size=recipe.train.batch_size,
                 valid_counts=valid_counts,
-                gram_views=finish_gram_views(part, recipe.images.normalization),
+                gram_views=finish_gram_views(part, gram_normalization),
             )
         )
     return pieces
@@ -296,7 +298,7 @@ def save_run(run: Run) -> None:
         tensors = {f"{root}/{name}": value for root, part in parts.items() for name, value in part.items()}
         state = {"skipped": run.skipped, "consecutive_skips": run.consecutive_skips, "unreadable": unreadable}
         settings = run.recipe.train
-        save_checkpoint(run.folder / "checkpoints", run.step, tensors, state, keep=settings.keep_checkpoints)
+        save_checkpoint(run.folder / FOLDER, run.step, tensors, state, keep=settings.keep_checkpoints)
     if run.on_checkpoint:
         run.on_checkpoint(run.step)
     barrier()
