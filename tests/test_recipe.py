@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from openfino.errors import InputProblemsError, OpenfinoError
 from openfino.recipe import build_recipe, dump_recipe, load_recipe
+from openfino.settings_layers import load_preset
 
 BASE = {"manifest": "m.csv", "out": "run", "model": {"config": {"hidden_size": 32}}}
 
@@ -87,6 +88,33 @@ def test_stages_may_just_fit(train):
 @pytest.mark.parametrize("name", ["paper", "small", "authors"])
 def test_a_preset_is_valid_as_it_stands(name):
     build_recipe({**BASE, "preset": name})
+
+
+def test_the_authors_preset_sets_exactly_this():
+    """What the released recipes do otherwise than the paper; docs/fidelity.md says why and holds it against them."""
+    assert load_preset("authors") == {
+        "model": {"rope": {"dtype": "bfloat16"}},
+        "objective": {
+            "koleo": {"every_crop": True, "group_size": None},
+            "sigreg": {"sum_crops": True},
+            "guidance": {
+                "bank": "concentration",
+                "momentum": 0.999,
+                "ramp_from": "start",
+                "reversed_weight": 0.1,
+                "balance_momentum": 0.0,
+                "balance_weighted_losses": True,
+            },
+            "teacher_temperature": {"warmup_steps": 0},
+        },
+        "train": {
+            "lr_scaling": "sqrt_1024_x4",
+            "warmup_from_zero": True,
+            "ramp_decay": True,
+            "decay_tokens": True,
+            "trainable_blocks_alone": True,
+        },
+    }
 
 
 def test_a_split_column_alone_needs_no_label():
