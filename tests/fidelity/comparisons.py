@@ -7,17 +7,30 @@ The tests run every component; ``page.py`` writes ``docs/fidelity.md`` from the 
 import fnmatch
 import functools
 import math
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from golden_data import Case, golden_cases
+from golden_data import Case, golden_cases, golden_json
+from openfino.recipe import Recipe, build_recipe
 
 FLOAT32_BOUND = 1e-5  # of the largest value
 NOISE_FACTOR = 10.0  # or this many times the float32 rounding noise of the authors' own run
 FLOAT64_BOUND = 1e-10  # of the largest value
+NOTHING = "None."  # the deviation of what deviates in nothing
+
+# What JSON files hold beside outputs: what theirs was given, which row it is, and words.
+GIVEN = (
+    "hparams.*",
+    "note",
+    *("groups.name", "groups.shape"),
+    *("rows.ratio", "rows.requested", "rows.iteration"),
+    *("total_iterations", "world_size", "batch_size_per_gpu", "scaling_rule"),
+    *("groups_lr_multiplier", "groups_wd_multiplier"),
+)
 
 
 @dataclass(frozen=True)
@@ -25,7 +38,8 @@ class Compared:
     """One tensor of ours beside theirs.
 
     Attributes:
-        name: of the stored tensor in its case.
+        name: of the stored tensor in its case; of a JSON file the keys with dots between them, and what the entries
+            of a list hold under the same key is one tensor (see :func:`outputs_of`).
         actual: ours; in float64 it is held against the float64 twin ``<name>_f64``.
         expected: theirs, where it is not simply the stored tensor.
         noise: float32 rounding noise of theirs, where it is not the stored one.
@@ -52,8 +66,7 @@ class Component:
         compare: gives the tensors of one case, computed by us in the given precision.
         double: whether float64 is compared too.
         deviation: where the authors' code differs from the paper or is wrong, what our default does instead and
-            why, and which option gives their behaviour; empty where there is nothing to say.
-        left_out: stored outputs that are not compared -> why.
+            why, and which option gives their behaviour.
     """
 
     name: str
@@ -62,8 +75,7 @@ class Component:
     cases: Mapping[str, tuple[str, ...]]
     compare: Comparison
     double: bool = False
-    deviation: str = ""
-    left_out: Mapping[str, str] = field(default_factory=dict)
+    deviation: str = NOTHING
 
     def golden(self) -> list[Case]:
         """Its cases, in the order of the files; skips the test where the reference values are absent."""
@@ -97,16 +109,13 @@ def component(
     source: str,
     cases: Mapping[str, Iterable[str]],
     double: bool = False,
-    deviation: str = "",
-    left_out: Mapping[str, str] | None = None,
+    deviation: str = NOTHING,
 ) -> Callable[[Comparison], Comparison]:
     """Put the decorated comparison on the list."""
 
     def register(compare: Comparison) -> Comparison:
         frozen = {file: tuple(patterns) for file, patterns in cases.items()}
-        COMPONENTS.append(
-            Component(name, ours, source, frozen, compare, double, deviation, dict(left_out or {}))
-        )
+        COMPONENTS.append(Component(name, ours, source, frozen, compare, double, deviation))
         return compare
 
     return register
@@ -147,12 +156,33 @@ def agreements(index: int) -> tuple[Agreement, ...]:
 
 
 def outputs_of(case: Case) -> set[str]:
-    """The stored outputs and gradients of a case, without their float64 twins."""
+    """The stored outputs and gradients of a case, without their float64 twins; of a JSON file all but what is given."""
+    if case.file.endswith(".json"):
+        names = set(leaf_names(golden_json(case.file)[case.name]))
+        return {name for name in names if not any(fnmatch.fnmatchcase(name, given) for given in GIVEN)}
     return {
         name.removeprefix(f"{case.name}/")
         for name, facts in case.tensors.items()
         if facts["role"] in ("output", "grad") and not name.endswith("_f64")
     }
+
+
+def leaf_names(content: Any, name: str = "") -> Iterator[str]:
+    """The keys that lead to each value of a JSON file, with dots between them; all entries of a list have one name."""
+    if isinstance(content, dict):
+        for key, inner in content.items():
+            yield from leaf_names(inner, f"{name}.{key}".removeprefix("."))
+    elif isinstance(content, list) and any(isinstance(entry, dict) for entry in content):
+        for entry in content:
+            yield from leaf_names(entry, name)
+    else:
+        yield name
+
+
+def authors_recipe(**sections: Any) -> Recipe:
+    """A recipe of ``preset: authors`` with ``sections`` laid over it."""
+    needed = {"manifest": "m.csv", "out": "run", "model": {"config": {}}}
+    return build_recipe({"preset": "authors", **needed, **sections})
 
 
 def leaf(case: Case, name: str, dtype: torch.dtype) -> Tensor:

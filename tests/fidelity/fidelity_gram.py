@@ -27,7 +27,7 @@ def negatives_of(settings):
         "belongs; ours takes the mean. Their constructor drops negative similarities by default, their recipes and "
         "ours keep them (`objective.gram.negatives`). Their `remove_only_teacher_neg` means to zero the student's "
         "entries too where both are negative, but zeroes the teacher's alone: `negatives: drop_teacher`. Their "
-        "constructor ignores `img_level`; ours is `per_image`"
+        "constructor ignores `img_level`; ours is `per_image`."
     ),
 )
 def gram(case: Case, dtype: torch.dtype) -> Iterator[Compared]:

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import polars as pl
 import torch
-from comparisons import Compared, component, leaf
+from comparisons import Compared, authors_recipe, component, leaf
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -21,8 +21,6 @@ from openfino.objectives.guidance.mlp import KeyedMlp
 from openfino.objectives.guidance.prototypes import prototype_logits
 from openfino.objectives.guidance.regression import Regressor, squared_errors, target_map
 from openfino.objectives.guidance.reversal import ramp, scale_gradient
-from openfino.recipe import GuidanceSettings
-from openfino.settings_layers import load_preset
 
 RAMPS = {"sigmoid": "dann", "linear": "linear", "constant": "constant"}
 
@@ -48,14 +46,14 @@ def ramps(case: Case, dtype: torch.dtype) -> Iterator[Compared]:
 
 
 def bank_of(case: Case, centroids: Tensor, dtype: torch.dtype) -> ConcentrationBank:
-    """Our bank at the start of a case."""
-    settings = case.hparams
-    bank = ConcentrationBank(
-        *centroids.shape,
-        settings["base_temperature"],
-        settings.get("centroid_momentum", 0.999),
-        settings["phi_min"],
-    ).to(dtype)
+    """Our bank at the start of a case; what the case does not say, and their recipes' momentum, is the preset's."""
+    hparams = case.hparams
+    own = {"temperature": hparams["base_temperature"]}
+    if "centroid_momentum" in hparams and case.name != "update_sequence_m0.999":
+        own["momentum"] = hparams["centroid_momentum"]
+    settings = authors_recipe(objective={"guidance": own}).objective.guidance
+    bank = ConcentrationBank(*centroids.shape, settings.temperature, settings.momentum, hparams["phi_min"])
+    bank = bank.to(dtype)
     bank.centroids.copy_(centroids)
     return bank
 
@@ -290,7 +288,8 @@ def balancing(case: Case, dtype: torch.dtype) -> Iterator[Compared]:
     ]
     norms = gradient_norms(gradients)
     names = [str(number) for number in range(len(weights))]
-    balance = build_balance(names, GuidanceSettings(balance_momentum=0.0, balance_weighted_losses=True))
+    balance = build_balance(names, authors_recipe().objective.guidance)
+    balance.commit(torch.ones(len(names)))  # another step before, of which theirs remembers nothing
     scales = balance.scales(norms)
     total = (scales * torch.stack(weighted)).sum()
     total.backward()
@@ -344,7 +343,7 @@ def guides(case: Case, dtype: torch.dtype) -> Iterator[Compared]:
 
 def _guidance_at_start(case: Case, number: int, factor: GuidedFactor) -> Guidance:
     settings = case.hparams
-    chosen = load_preset("authors")["objective"]["guidance"] | {
+    chosen = {
         "temperature": settings["base_temperature"],
         "momentum": settings["centroid_momentum"],
         "regressor_hidden": settings["hidden_dim"],
@@ -353,7 +352,7 @@ def _guidance_at_start(case: Case, number: int, factor: GuidedFactor) -> Guidanc
     guidance = Guidance(
         {"guide": factor},
         settings["D"],
-        GuidanceSettings(**chosen),
+        authors_recipe(objective={"guidance": chosen}).objective.guidance,
         seed=0,
         unfreeze_step=100,
         total_steps=settings["total_iterations"],

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from comparisons import Compared, component, leaf
+from comparisons import Compared, authors_recipe, component, leaf
 from torch import Tensor
 from transformers import DINOv3ViTConfig
 from transformers.models.dinov3_vit.modeling_dinov3_vit import apply_rotary_pos_emb
@@ -21,8 +21,8 @@ from openfino.recipe import RopeSettings
 
 PARAMETERS = "params/"
 DRAWS = (
-    "None in evaluation. Theirs draws shift, jitter and rescale anew in every block and for every size of crop, ours "
-    "once per forward pass (as transformers does), keyed by the step: compared with the stored draws. Ours also takes "
+    "In training theirs draws shift, jitter and rescale anew in every block and for every size of crop, ours once per "
+    "forward pass (as transformers does), keyed by the step: compared with the stored draws. Ours also takes "
     "`model.rope.coords`, `shift`, `jitter`, `rescale` and the period bounds of a file."
 )
 BFLOAT16 = (
@@ -95,7 +95,7 @@ def rotary_positions(case: Case, dtype: torch.dtype) -> Iterator[Compared]:
     source="DINOv3 sec. 3.2",
     cases={"rope.safetensors": ["attention_*"]},
     double=True,
-    deviation="None: CLS and registers are not rotated in either.",
+    deviation="None. CLS and registers are rotated in neither.",
 )
 def rotary_attention(case: Case, dtype: torch.dtype) -> Iterator[Compared]:
     hparams = case.hparams
@@ -204,9 +204,9 @@ def gradients(case: Case, backbone: Backbone, dtype: torch.dtype) -> Iterator[Co
     deviation=BFLOAT16,
 )
 def low_precision_rotation(case: Case, dtype: torch.dtype) -> Iterator[Compared]:
-    pixels = inputs("img_64x64")
-    tokens = named(loaded(case, dtype, dtype="bfloat16")(pixels))
-    exact = named(loaded(case, torch.float64, dtype="bfloat16")(pixels.double()))
+    pixels, rotation = inputs("img_64x64"), authors_recipe().model.rope.dtype
+    tokens = named(loaded(case, dtype, dtype=rotation)(pixels))
+    exact = named(loaded(case, torch.float64, dtype=rotation)(pixels.double()))
     for name in ("cls", "patch"):
         noise = (tokens[name] - exact[name]).abs().max().item()  # of our own run: theirs stored none
         yield Compared(f"rope_bf16/64x64/{name}", tokens[name], noise=noise)
@@ -240,7 +240,6 @@ def untied_norms(case: Case, dtype: torch.dtype) -> Iterator[Compared]:
     source="dinov3.md 1.2",
     cases={"vit.safetensors": ["rmsnorm_nobias_nostorage"]},
     double=True,
-    deviation="None.",
 )
 def root_mean_square_norms(case: Case, dtype: torch.dtype) -> Iterator[Compared]:
     tokens = named(loaded(case, dtype)(inputs("img_48x80").to(dtype), inputs("mask_48x80")))

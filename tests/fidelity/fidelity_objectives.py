@@ -23,7 +23,7 @@ from openfino.objectives.sinkhorn import sinkhorn
     deviation=(
         "Theirs exponentiates without subtracting a maximum: NaN for a logit above 88.7 temperatures, and "
         "when a whole row underflows. Our first pass works on logarithms and stays finite. Their iBOT form needs a "
-        "process group and overwrites the caller's count of masked patches; the count cancels, ours takes none"
+        "process group and overwrites the caller's count of masked patches; the count cancels, ours takes none."
     ),
 )
 def sinkhorn_targets(case: Case, dtype: torch.dtype) -> Iterator[Compared]:
@@ -44,7 +44,7 @@ def sinkhorn_targets(case: Case, dtype: torch.dtype) -> Iterator[Compared]:
     double=True,
     deviation=(
         "Neither paper nor recipes use it; `objective.centering: softmax` does. Theirs takes the mean of the ranks' "
-        "means, ours the mean over all samples of all ranks, and of a step that was skipped nothing"
+        "means, ours the mean over all samples of all ranks, and of a step that was skipped nothing."
     ),
 )
 def centering(case: Case, dtype: torch.dtype) -> Iterator[Compared]:
@@ -70,7 +70,7 @@ def centering(case: Case, dtype: torch.dtype) -> Iterator[Compared]:
     double=True,
     deviation=(
         "Neither compares a global crop with itself by default; their `global_ignore_diagonal: false` is our "
-        "`objective.dino.same_crop_pairs`"
+        "`objective.dino.same_crop_pairs: true`."
     ),
 )
 def dino(case: Case, dtype: torch.dtype) -> Iterator[Compared]:
@@ -93,7 +93,7 @@ def dino(case: Case, dtype: torch.dtype) -> Iterator[Compared]:
     double=True,
     deviation=(
         "Both divide by all crops, so that with half of them masked the value is halved: the weight 1 belongs to that. "
-        "Theirs gets padded rows, ours has none: here the padding is cut off and gets no gradient"
+        "Theirs gets padded rows, ours has none: here the padding is cut off and gets no gradient."
     ),
 )
 def ibot(case: Case, dtype: torch.dtype) -> Iterator[Compared]:
@@ -147,9 +147,9 @@ def koleo_term(case: Case, dtype: torch.dtype) -> Iterator[Compared]:
     double=True,
     deviation=(
         "Eq. 6 is a mean over the crops; their total sums over them, which makes the weight 0.1: "
-        "`objective.sigreg.sum_crops`. On W ranks their gradient is W times too small, because their all-reduce has "
-        "no derivative; ours is that of the global batch. They draw the directions on the training device in its "
-        "precision, ours on the CPU in float32, so that the device changes nothing; here theirs are given"
+        "`objective.sigreg.sum_crops: true`. On W ranks their gradient is W times too small, because their all-reduce "
+        "has no derivative; ours is that of the global batch. They draw the directions on the training device in its "
+        "precision, ours on the CPU in float32, so that the device changes nothing; here theirs are given."
     ),
 )
 def sigreg_term(case: Case, dtype: torch.dtype) -> Iterator[Compared]:

@@ -3,12 +3,11 @@
 from collections.abc import Iterator
 
 import torch
-from comparisons import Compared, component, leaf
+from comparisons import Compared, authors_recipe, component, leaf
 
 from golden_data import Case
 from openfino.objectives.base import Views
 from openfino.objectives.objective import Objective, build_objective
-from openfino.recipe import build_recipe
 
 # What the terms see -> the stored input.
 STUDENT = {
@@ -48,30 +47,24 @@ def objective_of(case: Case) -> Objective:
     with_sigreg = settings["sigreg_enabled"]
     with_koleo = settings["sigreg_koleo_too"] or not with_sigreg
     student = {"student_temperature": settings["student_temp"]}
-    recipe = build_recipe(
-        {
-            "preset": "authors",
-            "manifest": "m.csv",
-            "out": "run",
-            "model": {"config": {}},
-            "objective": {
-                "dino": {
-                    **student,
-                    "weight": settings["dino_loss_weight"],
-                    "same_crop_pairs": not settings["global_ignore_diagonal"],
-                },
-                "ibot": {**student, "weight": settings["ibot_loss_weight"]},
-                "koleo": {"weight": settings["koleo_loss_weight"] if with_koleo else 0.0},
-                "sigreg": {
-                    "weight": settings["sigreg_loss_weight"] if with_sigreg else 0.0,
-                    "directions": settings["sigreg_num_slices"],
-                    "knots": settings["sigreg_n_knots"],
-                    "range": settings["sigreg_range_max"],
-                },
-                "gram": {
-                    "weight": settings["gram_loss_weight"] if settings["gram"] else 0.0,
-                    "per_image": settings["gram_img_level"],
-                },
+    recipe = authors_recipe(
+        objective={
+            "dino": {
+                **student,
+                "weight": settings["dino_loss_weight"],
+                "same_crop_pairs": not settings["global_ignore_diagonal"],
+            },
+            "ibot": {**student, "weight": settings["ibot_loss_weight"]},
+            "koleo": {"weight": settings["koleo_loss_weight"] if with_koleo else 0.0},
+            "sigreg": {
+                "weight": settings["sigreg_loss_weight"] if with_sigreg else 0.0,
+                "directions": settings["sigreg_num_slices"],
+                "knots": settings["sigreg_n_knots"],
+                "range": settings["sigreg_range_max"],
+            },
+            "gram": {
+                "weight": settings["gram_loss_weight"] if settings["gram"] else 0.0,
+                "per_image": settings["gram_img_level"],
             },
         }
     )
@@ -88,7 +81,7 @@ def objective_of(case: Case) -> Objective:
     cases={"total_loss.safetensors": ["sigreg_*", "koleo_*"]},
     deviation=(
         "With `preset: authors`, for the sum over crops in SIGReg. Their log holds the means over crops of KoLeo and "
-        "SIGReg, ours the values that enter the sum"
+        "SIGReg, ours the values that enter the sum."
     ),
 )
 def total(case: Case, dtype: torch.dtype) -> Iterator[Compared]:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from comparisons import Compared, component, leaf
+from comparisons import Compared, authors_recipe, component, leaf
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import DINOv3ViTConfig
@@ -23,7 +23,7 @@ from openfino.models.loading import random_backbone
 from openfino.models.variants import Variants
 from openfino.objectives.guidance.mlp import KeyedMlp
 from openfino.objectives.guidance.reversal import ramp
-from openfino.recipe import HeadSettings, Recipe, TrainSettings, build_recipe
+from openfino.recipe import HeadSettings, TrainSettings
 from openfino.training.optimizer import build_optimizer, freeze_for_stage, set_rates
 from openfino.training.schedules import Schedules, classical_cosine, warmup_cosine
 
@@ -54,13 +54,6 @@ PLACES_IN_BLOCK = (
 )
 
 
-def authors_recipe(**train: Any) -> Recipe:
-    """A recipe of ``preset: authors``."""
-    return build_recipe(
-        {"preset": "authors", "manifest": "m.csv", "out": "run", "model": {"config": {}}, "train": train}
-    )
-
-
 def double(values: list[float]) -> Tensor:
     """A list as a tensor that loses nothing of it."""
     return torch.tensor(values, dtype=torch.float64)
@@ -72,7 +65,7 @@ def double(values: list[float]) -> Tensor:
     source="DINOv3 sec. 3.1, app. C",
     cases={"schedules.safetensors": ["*"]},
     deviation=(
-        "None in the curves. Step i of our warm-up has (i + 1) / n of the rate, so that the first step moves; theirs "
+        "Not in the curves. Step i of our warm-up has (i + 1) / n of the rate, so that the first step moves; theirs "
         "has i / n (`train.warmup_from_zero: true`). Their older curve, which ends one step after the last, is "
         "`train.schedule: classical_cosine`."
     ),
@@ -111,12 +104,13 @@ def group_of(optimizer: torch.optim.Optimizer, parameter: Tensor) -> Mapping[str
         "(`train.lr_scaling: sqrt_1024_x4`). Their ramp of the backbone scales weight decay as well as the rate, so "
         "that what is decayed in a step ramps quadratically; ours ramps linearly (`train.ramp_decay: true`). Their "
         "teacher temperature never warms up although the recipe names a start; ours goes from 0.04 to 0.07 as the "
-        "paper says (`objective.teacher_temperature`)."
+        "paper says (`objective.teacher_temperature.warmup_steps: 0`)."
     ),
 )
 def recipe_schedules(case: Case, dtype: torch.dtype) -> Iterator[Compared]:
     steps, rows = case["total_iterations"], case["rows"]
-    recipe = authors_recipe(steps=steps, batch_size=case["batch_size_per_gpu"], trainable_blocks=1)
+    batch_size = case["batch_size_per_gpu"] * case["world_size"]
+    recipe = authors_recipe(train={"steps": steps, "batch_size": batch_size, "trainable_blocks": 1})
     plan = Schedules(recipe.train, recipe.objective.teacher_temperature)
     backbone = random_backbone(TINY, 3, seed=0)
     head = ProjectionHead(backbone.embed_dim, HeadSettings(prototypes=4, hidden=4, bottleneck=4))
@@ -145,7 +139,8 @@ def recipe_schedules(case: Case, dtype: torch.dtype) -> Iterator[Compared]:
             "backbone_lr_scale": 1.0 if frozen else plan.backbone_factor(step),
             "guide_lambda": ramp(guidance.ramp, step - since, steps - since),
         }
-        expected = {name: row[name] for name in found}
+        expected = {f"rows.{name}": row[name] for name in found}
+        found = {f"rows.{name}": value for name, value in found.items()}
         set_rates(optimizer, plan.rates(step))
         freeze_for_stage(backbone, recipe.train, stage_one=frozen)
         for kind, parameter in examples.items():
@@ -153,8 +148,9 @@ def recipe_schedules(case: Case, dtype: torch.dtype) -> Iterator[Compared]:
             # The optimizer leaves alone what takes no gradient; their groups all have the same multiplier.
             rate = group["lr"] / group["lr_multiplier"] * case["groups_lr_multiplier"]
             moves = parameter.requires_grad
-            found |= {f"{kind}.lr": rate * moves, f"{kind}.weight_decay": group["weight_decay"] * moves}
-            expected |= {f"{kind}.{name}": row["groups"][kind][name] for name in ("lr", "weight_decay")}
+            values = {"lr": rate * moves, "weight_decay": group["weight_decay"] * moves}
+            found |= {f"rows.groups.{kind}.{name}": value for name, value in values.items()}
+            expected |= {f"rows.groups.{kind}.{name}": row["groups"][kind][name] for name in values}
         for name, value in found.items():
             ours.setdefault(name, []).append(float(value))
             theirs.setdefault(name, []).append(float(expected[name]))
@@ -165,12 +161,13 @@ def recipe_schedules(case: Case, dtype: torch.dtype) -> Iterator[Compared]:
 
 def their_settings(hparams: Mapping[str, Any]) -> TrainSettings:
     """What their grouping was told, as our settings."""
-    return authors_recipe(
-        layer_decay=hparams["lr_decay_rate"],
-        patch_embedding_lr=hparams.get("patch_embed_lr_mult", 1.0),
-        freeze_patch_embedding=hparams.get("freeze_patch_embed", True),
-        trainable_blocks=hparams.get("unfreeze_last_n_blocks"),
-    ).train
+    own = {
+        "layer_decay": hparams["lr_decay_rate"],
+        "patch_embedding_lr": hparams.get("patch_embed_lr_mult", 1.0),
+        "freeze_patch_embedding": hparams.get("freeze_patch_embed", True),
+        "trainable_blocks": hparams.get("unfreeze_last_n_blocks"),
+    }
+    return authors_recipe(train=own).train
 
 
 def our_module(case: Case) -> nn.Module:
@@ -261,7 +258,7 @@ def parameter_groups(case: Case, dtype: torch.dtype) -> Iterator[Compared]:
                 theirs.setdefault(key, []).append(float(entry[key]))
     assert not parameters, f"theirs has no {', '.join(parameters)}"
     for key, values in ours.items():
-        yield Compared(key, double(values), double(theirs[key]))
+        yield Compared(f"groups.{key}", double(values), double(theirs[key]))
 
 
 @component(
@@ -306,9 +303,9 @@ def projection_heads(case: Case, dtype: torch.dtype) -> Iterator[Compared]:
     cases={"expand_patch_embed.safetensors": ["*"]},
     double=True,
     deviation=(
-        "None for more channels; their switch for not scaling by C_old / C_new is `model.keep_grey_response: false`. "
-        "Theirs refuses fewer channels than before; ours gives each the mean filter, scaled, so that the response to a "
-        "grey image stays (compared here with the sum of the old filters)."
+        "Their switch for not scaling by C_old / C_new is `model.keep_grey_response: false`. Theirs refuses fewer "
+        "channels than before; ours gives each the mean filter, scaled, so that the response to a grey image stays "
+        "(compared here with the sum of the old filters)."
     ),
 )
 def channel_expansion(case: Case, dtype: torch.dtype) -> Iterator[Compared]:
@@ -401,17 +398,20 @@ def agrees(statistic: str, values: np.ndarray, theirs: float) -> bool:
 def mask_shapes(case: Case, dtype: torch.dtype) -> Iterator[Compared]:
     rows, columns = case.hparams["input_size"]
     assert case.hparams["n_samples"] == MASK_SAMPLES
+    found: dict[str, list[float]] = {}
+    expected: dict[str, list[float]] = {}
     for theirs in case["rows"]:
-        count = theirs["requested"]
-        sample = mask_sample(rows, columns, count)
+        sample = mask_sample(rows, columns, theirs["requested"])
         for name, value in theirs.items():
-            kind, _, measured = name.partition("_")
             if name in ("ratio", "requested"):
                 continue
+            kind, _, measured = name.partition("_")
             values = sample[measured]
             if measured == "masked":
-                extreme = {"mean": values.mean(), "min": values.min(), "max": values.max()}[kind]
-                yield Compared(f"{count}_{name}", torch.tensor(float(extreme)), torch.tensor(value).float())
+                ours = float({"mean": values.mean(), "min": values.min(), "max": values.max()}[kind])
             else:
-                within = torch.tensor(float(agrees(name, values, value)))
-                yield Compared(f"{count}_{name}", within, torch.ones(()))
+                ours, value = float(agrees(name, values, value)), 1.0
+            found.setdefault(name, []).append(ours)
+            expected.setdefault(name, []).append(value)
+    for name, values in found.items():
+        yield Compared(f"rows.{name}", double(values), double(expected[name]))
