@@ -10,13 +10,17 @@ from shapes import SHAPES, SMALL, shaped_model
 
 from openfino.export import export
 
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore")
-    timm = pytest.importorskip("timm", exc_type=ImportError)
+
+@pytest.fixture(scope="module")
+def timm():
+    """The package, for a test that runs: a choice of other tests does not count this file as skipped."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return pytest.importorskip("timm", exc_type=ImportError)
 
 
 @pytest.mark.parametrize("name", [*SHAPES, "S in full"])
-def test_timm_gives_the_same_features(name, tmp_path, monkeypatch):
+def test_timm_gives_the_same_features(timm, name, tmp_path, monkeypatch):
     monkeypatch.setitem(SHAPES, "S in full", SMALL | {"num_hidden_layers": 12, "image_size": 256})
     model = shaped_model(name)
     export(save(tmp_path / "m", model), tmp_path / "out", to="timm")
@@ -34,7 +38,7 @@ def test_timm_gives_the_same_features(name, tmp_path, monkeypatch):
         assert torch.allclose(pooled, ours.cls, atol=1e-5)
 
 
-def test_timm_finds_the_preprocessing(tmp_path):
+def test_timm_finds_the_preprocessing(timm, tmp_path):
     model = shaped_model("S", channels=3, normalization="imagenet")
     export(save(tmp_path / "m", model), tmp_path / "out", to="timm")
     with warnings.catch_warnings():
@@ -48,6 +52,7 @@ def test_timm_finds_the_preprocessing(tmp_path):
     assert tuple(found["std"]) == (0.229, 0.224, 0.225)
 
 
+@pytest.mark.usefixtures("timm")
 def test_the_code_on_the_card_runs(tmp_path, monkeypatch):
     export(save(tmp_path / "m", shaped_model("odd")), tmp_path / "out", to="timm")
     monkeypatch.chdir(tmp_path)
