@@ -10,6 +10,7 @@ from typing import Literal
 import numpy as np
 import polars as pl
 
+from openfino.distributed import current_world
 from openfino.errors import InputProblemsError, OpenfinoError, Problem
 from openfino.evaluation.splits import check_probe
 from openfino.factors.encode import (
@@ -29,6 +30,7 @@ from openfino.models.families import backbone_config, family_of
 from openfino.models.loading import read_config
 from openfino.models.store import model_folder, source_normalization
 from openfino.recipe import GivenNormalization, ObjectiveSettings, Recipe
+from openfino.recipe.effects import settings_without_effect
 
 
 @dataclass(frozen=True)
@@ -76,6 +78,7 @@ def preflight(
     channels = _channels(recipe, manifest, problems)
     patch_size = _patch_size(recipe, problems)
     problems += _size_problems(recipe, patch_size) + _budget_problems(recipe, len(rows))
+    problems += settings_without_effect(recipe) + _koleo_problems(recipe)
     if recipe.objective.gram.weight > 0:
         problems += gram_problems(recipe, patch_size, len(channels), start_step)
     if recipe.probe.label is not None and _required_columns(recipe).keys() <= set(manifest.table.columns):
@@ -207,6 +210,11 @@ def _patch_size(recipe: Recipe, problems: list[Problem]) -> int:
         problems.append(Problem("model", str(error), remedy))
         return 0
     problems += _mask_problems(recipe.objective, backbone)
+    depth, unfrozen = backbone.depth_of(config), recipe.train.trainable_blocks
+    if unfrozen is not None and unfrozen > depth:
+        what = f"the last {unfrozen} blocks, and the model has {depth}"
+        remedy = f"Write trainable_blocks: {depth}, or null to train everything"
+        problems.append(Problem("train.trainable_blocks", what, remedy))
     if backbone is not Dinov3Backbone and (given := recipe.model.rope.model_dump(exclude_none=True)):
         what = f"a {backbone.description} of type {backbone.family} has no rotary positions"
         remedy = "Leave it out (preset authors sets dtype; write model.rope.dtype: null then)"
@@ -251,3 +259,30 @@ def _budget_problems(recipe: Recipe, rows: int) -> list[Problem]:
             Problem("train.batch_size", "1 image per step", "Give at least 2; the terms compare images")
         )
     return problems
+
+
+def _koleo_problems(recipe: Recipe) -> list[Problem]:
+    """KoLeo needs images to compare in every piece of a batch."""
+    koleo, train, ranks = recipe.objective.koleo, recipe.train, current_world().size
+    own = train.batch_size // ranks
+    if recipe.koleo_weight == 0 or train.batch_size < 2 or own == 0:
+        return []
+
+    def smallest(size: int) -> int:
+        """Images of the last piece on all processes together, of pieces of ``size`` on each."""
+        return ranks * (own % size or size)
+
+    size = -(-own // train.accumulate)
+    seen = smallest(size)
+    if seen < 2:
+        what = (
+            f"one of {train.accumulate} pieces of {own} images has a single image, and KoLeo compares several"
+        )
+        fitting = next(larger for larger in range(size, own + 1) if smallest(larger) > 1)
+        remedy = f"Write accumulate: {-(-own // fitting)}, or objective.koleo.weight: 0"
+        return [Problem("train.accumulate", what, remedy)]
+    others = min(koleo.group_size or seen, seen) - 1
+    if koleo.neighbours > others:
+        what = f"{koleo.neighbours} nearest of only {others} other images (batch, group_size, accumulate)"
+        return [Problem("objective.koleo.neighbours", what, f"Write neighbours: {others} or less")]
+    return []

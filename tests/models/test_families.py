@@ -49,6 +49,12 @@ def test_every_family_has_a_tiny_one():
 
 
 @every_family
+def test_the_configuration_tells_the_depth(name):
+    backbone = tiny_family(name)
+    assert backbone.depth_of(backbone.config) == len(backbone.blocks)
+
+
+@every_family
 @pytest.mark.parametrize("size", SIZES)
 def test_tokens_are_those_of_transformers(name, size):
     backbone = tiny_family(name)

@@ -77,6 +77,11 @@ class Backbone(nn.Module):
         return height
 
     @classmethod
+    def depth_of(cls, config: PreTrainedConfig) -> int:
+        """L, the number of blocks."""
+        return int(config.num_hidden_layers)
+
+    @classmethod
     def image_size_of(cls, config: PreTrainedConfig) -> tuple[int, int]:
         """Height and width in pixels that the configuration names."""
         return sides(config.image_size)

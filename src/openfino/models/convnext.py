@@ -38,6 +38,11 @@ class ConvNextBackbone(Backbone):
         """Side in pixels of one position of the last map."""
         return STEM * 2 ** (len(config.depths) - 1)
 
+    @classmethod
+    def depth_of(cls, config: PreTrainedConfig) -> int:
+        """L, over all stages."""
+        return sum(config.depths)
+
     @property
     def embed_dim(self) -> int:
         """D, the width of the last stage."""

@@ -16,7 +16,8 @@ class TrainSettings(Section):
     accumulate: Positive = 1
     """Split each process's share of the batch into this many pieces to save memory.
 
-    Teacher targets see the whole batch all the same; KoLeo, SIGReg and balancing see one piece at a time.
+    Teacher targets see the whole batch all the same; what compares images sees one piece (of every process) at a time:
+    KoLeo, SIGReg, Gram with ``per_image: false``, and balancing.
     """
     lr: Annotated[float, Field(gt=0)] = 5e-5
     lr_scaling: Literal["sqrt_1024", "sqrt_1024_x4", "none"] = "sqrt_1024"
@@ -46,7 +47,7 @@ class TrainSettings(Section):
     freeze_patch_embedding: bool = False
     """The patch embedding belongs to what stage 1 freezes and the ramp scales."""
     trainable_blocks: Count | None = None
-    """Of the blocks, only the last N ever unfreeze; all when not given."""
+    """Of the blocks, only the last N ever unfreeze, and no token; everything when not given."""
     trainable_blocks_alone: bool = False
     """With trainable_blocks: the patch embedding and the final norm never train either."""
     last_layer_freeze_steps: Count = 450
@@ -75,20 +76,27 @@ class TrainSettings(Section):
     keep_checkpoints: Positive = 2
 
     @model_validator(mode="after")
-    def _keys_have_an_effect(self) -> Self:
+    def _fits_together(self) -> Self:
+        wrong = [*self._without_effect(), *self._out_of_reach()]
+        if wrong:
+            raise ValueError(". ".join(wrong))
+        return self
+
+    def _without_effect(self) -> list[str]:
+        wrong = []
         for key, schedules in (
             ("final_lr", ("cosine", "classical_cosine")),
             ("cosine_steps", ("cosine",)),
             ("cosine_stretch", ("classical_cosine",)),
         ):
             if getattr(self, key) and self.schedule not in schedules:
-                raise ValueError(
+                wrong.append(
                     f"{key} has no effect with schedule {self.schedule}; write schedule: {schedules[0]}, or drop {key}"
                 )
-        return self
+        return wrong
 
-    @model_validator(mode="after")
-    def _stages_fit(self) -> Self:
+    def _out_of_reach(self) -> list[str]:
+        """What would not come to its end in so few steps, as one sentence with a remedy for all."""
         freeze, warmup, ramp = self.freeze_steps, self.warmup_steps, self.unfreeze_ramp_steps
         reasons, write = [], []
         if freeze >= self.steps:
@@ -97,14 +105,20 @@ class TrainSettings(Section):
             write.append(f"freeze_steps: {freeze}")
         if warmup >= self.steps:
             reasons.append(f"with warmup_steps {warmup} the learning rate would never be reached")
-            write.append(f"warmup_steps: {self.steps // 20}")
+            warmup = self.steps // 20
+            write.append(f"warmup_steps: {warmup}")
         if freeze + ramp > self.steps:
             reasons.append(
                 f"with unfreeze_ramp_steps {ramp} the backbone would never reach its learning rate"
             )
             write.append(f"unfreeze_ramp_steps: {(self.steps - freeze) // 10}")
-        if reasons:
-            raise ValueError(
-                f"steps ({self.steps}) are too few: {', '.join(reasons)}; write {', '.join(write)}, or more steps"
+        if self.schedule == "cosine" and warmup + (self.cosine_steps or 0) > self.steps:
+            reasons.append(
+                f"with cosine_steps {self.cosine_steps} after the warm-up final_lr would never be reached"
             )
-        return self
+            write.append(f"cosine_steps: {self.steps - warmup}")
+        if not reasons:
+            return []
+        return [
+            f"steps ({self.steps}) are too few: {', '.join(reasons)}; write {', '.join(write)}, or more steps"
+        ]
