@@ -1,4 +1,5 @@
 import json
+import warnings
 from collections import OrderedDict
 
 import numpy as np
@@ -29,6 +30,10 @@ class Pickled:
 
 def prefixed(state, prefix):
     return {prefix + name: tensor for name, tensor in state.items()}
+
+
+def zeros_like(state):
+    return {name: torch.zeros_like(tensor) for name, tensor in state.items()}
 
 
 def opened(path, **options):
@@ -73,10 +78,26 @@ LAYOUTS = {
     "teacher of training": lambda state: {"teacher": prefixed(state, "backbone.") | HEADS, "iteration": 3},
     "flat teacher": lambda state: prefixed(state, "teacher.backbone.") | HEADS,
     "student and average": lambda state: (
-        prefixed({name: torch.zeros_like(tensor) for name, tensor in state.items()}, "student.backbone.")
-        | prefixed(state, "model_ema.backbone.")
+        prefixed(zeros_like(state), "student.backbone.") | prefixed(state, "model_ema.backbone.")
     ),
     "wrapped twice": lambda state: {"model": {"state_dict": prefixed(state, "module.")}, "epoch": 1},
+    "average before frozen teacher": lambda state: (
+        prefixed(zeros_like(state), "teacher.backbone.")
+        | prefixed(state, "model_ema.backbone.")
+        | prefixed(zeros_like(state), "gram_teacher.backbone.")
+    ),
+    "teacher before Gram teacher": lambda state: (
+        prefixed(state, "teacher.backbone.") | prefixed(zeros_like(state), "gram_teacher.backbone.")
+    ),
+    "dicts in dicts": lambda state: {"model": {"teacher": {"backbone": state, "dino_head": HEADS}}},
+    "average of timm": lambda state: {"state_dict": zeros_like(state), "state_dict_ema": state},
+    "sharded training": lambda state: {
+        f"_fsdp_wrapped_module.backbone.module.{name}".replace(
+            "blocks.1.", "blocks.1._fsdp_wrapped_module._checkpoint_wrapped_module."
+        ): tensor
+        for name, tensor in state.items()
+    },
+    "parameters": lambda state: {name: torch.nn.Parameter(tensor) for name, tensor in state.items()},
     "teacher before model": lambda state: {"model": {"x": torch.ones(1)}, "teacher": state},
     "compiled blocks": lambda state: {
         f"_orig_mod.{name}".replace("blocks.1.", "blocks.1._orig_mod._checkpoint_wrapped_module."): tensor
@@ -147,7 +168,18 @@ def test_every_parameter_has_memory_of_its_own(tmp_path):
             prefixed(random_meta(), "a.") | prefixed(random_meta(), "b."),
             r"several backbones \('a\.', 'b\.'\)",
         ),
-        ({"patch_embed.proj.weight": torch.zeros(4, 3, 8, 8)}, "none of its 1 tensors"),
+        ({"teacher": {"backbone.stages.0.0.gamma": torch.zeros(4)}}, "this is a ConvNeXt"),
+        ({"patch_embed.proj.weight": torch.zeros(4, 3, 8, 8)}, "another vision transformer than DINOv3"),
+        (random_meta() | {"storage_tokens": torch.zeros(32)}, r"registers have shape \(32,\)"),
+        (random_meta() | {"rope_embed.periods": torch.zeros(0)}, "do not divide 32"),
+        (
+            random_meta() | {"blocks.0.mlp.fc1.weight": torch.zeros(48, 32, dtype=torch.int8)},
+            r"quantised or packed: blocks\.0\.mlp\.fc1\.weight \(int8\)",
+        ),
+        (
+            random_meta() | {"blocks.0.attn.qkv.weight": torch.zeros(96, 32).to_sparse()},
+            r"packed: blocks\.0\.attn\.qkv\.weight \(float32, sparse\)",
+        ),
         (
             {name: tensor for name, tensor in random_meta().items() if name != "rope_embed.periods"},
             "no rope_embed.periods",
@@ -166,12 +198,68 @@ def test_what_cannot_be_used_is_refused_with_the_reason(content, message, tmp_pa
 
 
 @pytest.mark.parametrize("name", ["weights.pth", "weights.safetensors"])
-def test_a_broken_file_is_refused(name, tmp_path):
-    (tmp_path / name).write_bytes(b"no weights at all" * 9)
-    with pytest.raises(OpenfinoError, match=f"cannot load .*{name}"):
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"<!DOCTYPE html><html>no weights", r"neither .* it begins with '<!DOCTYPE html>"),
+        (b"", "it is empty"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "git lfs pull"),
+    ],
+)
+def test_a_file_without_weights_is_refused(name, content, message, tmp_path):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(OpenfinoError, match=f"cannot load .*{name}: .*{message}"):
         opened(tmp_path / name)
     with pytest.raises(OpenfinoError, match=r"there is no file .*absent\.pth"):
         opened(tmp_path / "absent.pth")
+
+
+def test_half_a_file_is_refused_in_one_line(tmp_path):
+    whole = write(tmp_path / "weights.pth", random_meta())
+    save_file(random_meta(), tmp_path / "weights.safetensors")
+    for path, message in (
+        (whole, "damaged, or not whole"),
+        (tmp_path / "weights.safetensors", "not the whole"),
+    ):
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+        with pytest.raises(OpenfinoError, match=message) as caught:
+            opened(path)
+        assert "\n" not in str(caught.value)
+
+
+def test_the_content_says_what_reads_a_file_not_its_name(reference, tmp_path):
+    save_file(random_meta(), tmp_path / "weights.pth")
+    assert torch.equal(cls_of(opened(tmp_path / "weights.pth")[0]), reference)
+
+
+def test_a_program_of_torchscript_is_refused(tmp_path):
+    path = tmp_path / "program.pt"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        torch.jit.trace(torch.nn.Linear(2, 2), torch.zeros(1, 2)).save(path)
+    with pytest.raises(OpenfinoError, match="a program of TorchScript"):
+        opened(path)
+
+
+def test_values_that_are_no_numbers_are_refused(tmp_path):
+    state = random_meta()
+    state["blocks.1.norm2.bias"][3] = torch.nan
+    with pytest.raises(
+        OpenfinoError, match=r"no numbers .* 1 tensors \(model\.model\.layer\.1\.norm2\.bias\)"
+    ):
+        opened(write(tmp_path / "weights.pth", state))
+
+
+def test_the_backbone_that_was_taken_is_named(tmp_path):
+    state = (
+        prefixed(random_meta(), "teacher.backbone.") | prefixed(random_meta(), "student.backbone.") | HEADS
+    )
+    _, report = opened(write(tmp_path / "weights.pth", state))
+    assert report.notes == [
+        "the backbone 'teacher.backbone.' is taken, not 'student.backbone.'",
+        "1 tensor of dino_head left out",
+        "1 tensor of ibot_head left out",
+    ]
 
 
 def test_a_numpy_scalar_is_refused_by_name(tmp_path):
@@ -201,6 +289,7 @@ def test_under_99_percent_is_refused_unless_allowed(tmp_path):
     assert report.missing == ["model.layer.0.norm1.weight", "model.layer.1.mlp.down_proj.weight"]
     assert report.unexpected == ["strange"]
     assert report.total - report.matched == 32 + 32 * 48
+    assert report.notes == ["model.layer.0.norm1.weight: (5,) in the file, (32,) in the model"]
     assert torch.equal(backbone.model.model.layer[0].norm1.weight, torch.ones(32))
     drawn = backbone.model.model.layer[1].mlp.down_proj.weight
     assert drawn.std() > 0

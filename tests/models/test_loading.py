@@ -1,3 +1,6 @@
+import pickle
+from fractions import Fraction
+
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -88,8 +91,45 @@ def test_weights_of_another_shape_count_as_missing(saved):
     name = next(name for name in tensors if "up_proj.weight" in name)
     tensors[name] = torch.zeros(3, 3)
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(OpenfinoError, match="1 tensors missing"):
+    with pytest.raises(OpenfinoError, match=r"1 tensors missing(.|\n)*up_proj\.weight: \(3, 3\) in the file"):
         load(folder)
+
+
+def test_weights_in_parts_and_in_pickles_open_too(saved):
+    backbone, folder = saved
+    state = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    torch.save(state, folder / "pytorch_model.bin")
+    images = torch.randn(2, 3, 32, 32)
+    assert torch.equal(load(folder)[0](images).cls, backbone(images).cls)
+    (folder / "pytorch_model.bin").unlink()
+    with quiet_transformers():
+        backbone.model.save_pretrained(folder, max_shard_size="20KB")
+    assert len(list(folder.glob("*.safetensors"))) > 1
+    assert torch.equal(load(folder)[0](images).cls, backbone(images).cls)
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("model.safetensors", lambda whole: whole[: len(whole) // 2], "not the whole of one"),
+        ("model.safetensors", lambda whole: b"", r"model\.safetensors: it is empty"),
+        ("pytorch_model.bin", lambda whole: b"hello", r"pytorch_model\.bin: it is neither"),
+        (
+            "pytorch_model.bin",
+            lambda whole: pickle.dumps(Fraction(1), protocol=2),
+            r"\(fractions\.Fraction\), and unpickling",
+        ),
+    ],
+)
+def test_weights_in_a_folder_that_cannot_be_read_are_refused_in_one_line(saved, name, change, message):
+    _, folder = saved
+    whole = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").unlink()
+    (folder / name).write_bytes(change(whole))
+    with pytest.raises(OpenfinoError, match=f"cannot load the weights in .*{message}") as caught:
+        load(folder)
+    assert "\n" not in str(caught.value)
 
 
 def test_what_is_no_model_is_refused_with_the_reason(tmp_path):

@@ -7,8 +7,9 @@ embedding; nothing is ever loaded silently in part.
 import json
 import pickle
 import re
+import warnings
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,13 +30,28 @@ CONFIG = "config.json"
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 HUB_PREFIXES = ("hf-hub:", "hf_hub:")
 SUFFIXES = (".pth", ".pt", ".bin", ".safetensors")
-WRAPPERS = ("teacher", "model_ema", "model", "student", "state_dict")  # the first that is there is taken
-AVERAGED = ("teacher", "ema")
+# The first that is there is taken; averages before others. Where both are there (distillation), "teacher" is the
+# frozen one, and "model_ema" the result.
+WRAPPERS = ("model_ema", "state_dict_ema", "teacher", "model", "student", "state_dict")
+AVERAGED = (re.compile(r"(^|[._])ema[._]"), re.compile("teacher"))
+GRAM = "gram"
 PATCH_EMBEDDING = "patch_embed.proj.weight"
-# torch.compile and activation checkpointing put these between a module and its parameters.
-WRAPPED = re.compile(r"_orig_mod\.|_checkpoint_wrapped_module\.")
+# torch.compile, DDP, FSDP and activation checkpointing put these between a module and its parameters.
+WRAPPED = re.compile(r"(^|(?<=\.))(_orig_mod|module|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
+PRECISIONS = (torch.float64, torch.float32, torch.bfloat16, torch.float16, torch.bool)
 META_SIGNS = ("rope_embed.periods", "storage_tokens", "blocks.0.ls1.gamma", "blocks.0.attn.qkv.bias_mask")
 TIMM_SIGNS = ("blocks.0.gamma_1", "reg_token", "blocks.0.mlp.fc1_g.weight")
+UNREADABLE = (
+    pickle.UnpicklingError,
+    SafetensorError,
+    RuntimeError,
+    EOFError,
+    OSError,
+    ValueError,
+    LookupError,
+    AttributeError,
+    TypeError,
+)
 SATELLITE = {"image_mean": [0.430, 0.411, 0.296], "image_std": [0.213, 0.156, 0.143]}
 
 
@@ -158,13 +174,33 @@ def _read_json(path: Path) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
+def kind_of_file(path: Path) -> str:
+    """What reads a file of weights, by its first bytes: ``safetensors`` or ``torch``.
+
+    Raises:
+        OpenfinoError: for an empty file, or one of another kind (a pointer of Git LFS, a web page).
+    """
+    with path.open("rb") as file:
+        head = file.read(64)
+    if head[8:9] == b"{":
+        return "safetensors"
+    if head.startswith((b"PK", b"\x80")):
+        return "torch"
+    if not head:
+        raise OpenfinoError("it is empty")
+    if head.startswith(b"version https://git-lfs"):
+        raise OpenfinoError("it is a pointer of Git LFS; fetch what it stands for with 'git lfs pull'")
+    shown = head[:24].decode(errors="replace")
+    raise OpenfinoError(f"it is neither a file of safetensors nor of PyTorch: it begins with {shown!a}")
+
+
 def _read_tensors(path: Path) -> State:
     """Every tensor of a file by its name, without wrappers; mapped, not read, where the format allows it."""
-    if path.suffix == ".safetensors":
+    if kind_of_file(path) == "safetensors":
         try:
             return load_file(path)
         except SafetensorError as error:
-            raise OpenfinoError(f"it is no safetensors file ({error})") from None
+            raise OpenfinoError(why_unreadable(error)) from None
     state = _unwrapped(_load_pickled(path))
     if not state:
         raise OpenfinoError("there is no tensor in it")
@@ -175,21 +211,36 @@ def _load_pickled(path: Path) -> Any:
     """``torch.load`` of tensors and plain values alone."""
     options: dict[str, Any] = {"map_location": "cpu", "weights_only": True}
     try:
-        try:
-            return torch.load(path, mmap=True, **options)
-        except RuntimeError as error:
-            if "mmap can only be used" not in str(error):
-                raise
-            return torch.load(path, **options)  # written before PyTorch 1.6
-    except pickle.UnpicklingError as error:
-        wanted = re.search(r"GLOBAL (\S+) was not an allowed", str(error))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of kinds of files that are refused anyway
+            try:
+                return torch.load(path, mmap=True, **options)
+            except RuntimeError as error:
+                if "mmap can only be used" not in str(error):
+                    raise
+                return torch.load(path, **options)  # written before PyTorch 1.6
+    except UNREADABLE as error:
+        raise OpenfinoError(why_unreadable(error)) from None
+
+
+def why_unreadable(error: Exception) -> str:
+    """In one line, why a file of weights cannot be read."""
+    said = " ".join(str(error).split())
+    if isinstance(error, pickle.UnpicklingError):
+        wanted = re.search(r"GLOBAL (\S+) was not an allowed", said)
         what = f"objects of its own ({wanted[1]})" if wanted else "more than tensors"
-        raise OpenfinoError(
+        return (
             f"it holds {what}, and unpickling these would run code from the file. Save the state dict alone: "
             "torch.save(model.state_dict(), PATH)"
-        ) from None
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        raise OpenfinoError(f"PyTorch cannot read it ({str(error).splitlines()[0]})") from None
+        )
+    if "TorchScript" in said:
+        return (
+            "it is a program of TorchScript. Save the state dict alone: torch.save(model.state_dict(), PATH)"
+        )
+    reason = said.split(". ")[0].rstrip(".") or type(error).__name__
+    if isinstance(error, SafetensorError):
+        return f"it is no safetensors file, or not the whole of one ({reason})"
+    return f"it is damaged, or not whole: PyTorch cannot read it ({reason})"
 
 
 def _unwrapped(loaded: Any) -> State:
@@ -199,7 +250,16 @@ def _unwrapped(loaded: Any) -> State:
     for name in WRAPPERS:
         if isinstance(loaded.get(name), Mapping):
             return _unwrapped(loaded[name])
-    return {str(name): value for name, value in loaded.items() if isinstance(value, Tensor)}
+    return dict(_flat(loaded))
+
+
+def _flat(tree: Mapping[Any, Any], place: str = "") -> Iterator[tuple[str, Tensor]]:
+    """The tensors of a state dict, those in dicts of its own under dotted names."""
+    for name, value in tree.items():
+        if isinstance(value, Tensor):
+            yield f"{place}{name}", value.detach()
+        elif isinstance(value, Mapping):
+            yield from _flat(value, f"{place}{name}.")
 
 
 def _understood(
@@ -207,9 +267,12 @@ def _understood(
 ) -> Checkpoint:
     """The backbone among the tensors of a file, in the names of transformers."""
     state = {WRAPPED.sub("", name): tensor for name, tensor in state.items()}
-    prefix = _prefix(state)
+    prefix, others = _prefix(state)
     own = {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
-    notes = _left_out(name for name in state if not name.startswith(prefix))
+    _refuse_packed(own)
+    notes = _left_out(name for name in state if not name.startswith((prefix, *others)))
+    if others:
+        notes.insert(0, f"the backbone {prefix!r} is taken, not {', '.join(map(repr, others))}")
     if any(sign in own for sign in TIMM_SIGNS):
         if layer_norm_eps is not None:
             raise OpenfinoError("model.layer_norm_eps is for files of Meta; timm's DINOv3 has 1e-5")
@@ -224,8 +287,21 @@ def _understood(
     )
 
 
-def _prefix(state: Mapping[str, Tensor]) -> str:
-    """What stands before the names of the backbone; the averaged one's where there are several."""
+def _refuse_packed(own: State) -> None:
+    """Refuse tensors that are not plain floating-point numbers."""
+    packed = [
+        f"{name} ({str(tensor.dtype).removeprefix('torch.')}{'' if tensor.layout == torch.strided else ', sparse'})"
+        for name, tensor in own.items()
+        if name.startswith("blocks.") and (tensor.layout != torch.strided or tensor.dtype not in PRECISIONS)
+    ]
+    if packed:
+        raise OpenfinoError(
+            f"it is quantised or packed: {', '.join(packed[:3])}. Start from weights of 16 or 32 bits"
+        )
+
+
+def _prefix(state: Mapping[str, Tensor]) -> tuple[str, list[str]]:
+    """What stands before the names of the backbone (the averaged one's where there are several), and of others."""
     prefixes = [
         name.removesuffix(PATCH_EMBEDDING)
         for name in state
@@ -233,13 +309,14 @@ def _prefix(state: Mapping[str, Tensor]) -> str:
     ]
     if not prefixes:
         raise OpenfinoError(_what_it_is(state))
-    if len(prefixes) > 1:
-        prefixes = [prefix for prefix in prefixes if any(word in prefix for word in AVERAGED)] or prefixes
-    if len(prefixes) > 1:
+    candidates = [prefix for prefix in prefixes if GRAM not in prefix] or prefixes
+    for word in AVERAGED:
+        candidates = [prefix for prefix in candidates if word.search(prefix)] or candidates
+    if len(candidates) > 1:
         raise OpenfinoError(
-            f"it holds several backbones ({', '.join(map(repr, prefixes))}); save the state dict of one of them"
+            f"it holds several backbones ({', '.join(map(repr, candidates))}); save the state dict of one of them"
         )
-    return prefixes[0]
+    return candidates[0], [prefix for prefix in prefixes if prefix != candidates[0]]
 
 
 def _left_out(names: Any) -> list[str]:
@@ -255,12 +332,17 @@ def _what_it_is(state: Mapping[str, Tensor]) -> str:
             "these are the names of transformers; its config.json must be beside the weights, and the folder is "
             "what to name"
         )
-    if any(name.startswith(("downsample_layers.", "stages.")) for name in names):
+    if any(re.search(r"(^|\.)(downsample_layers|stages)\.", name) for name in names):
         return "this is a ConvNeXt; start from its Hugging Face name or folder (facebook/dinov3-convnext-...)"
     if "pos_embed" in names:
         return (
             "it has absolute position embeddings (pos_embed): this is another vision transformer than DINOv3. Start "
             "from its Hugging Face name or folder (facebook/dinov2-...)"
+        )
+    if PATCH_EMBEDDING in names:
+        return (
+            "it has a patch embedding, but neither rotary periods nor registers nor layer scale: this is another "
+            "vision transformer than DINOv3"
         )
     shown = ", ".join(names[:3])
     return (

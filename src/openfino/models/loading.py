@@ -1,7 +1,7 @@
 """Opening weights: from wherever they come, into a :class:`Backbone`, with a report of every parameter."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,14 @@ from transformers import AutoConfig, PreTrainedConfig
 from openfino.errors import OpenfinoError
 from openfino.models.backbone import Backbone
 from openfino.models.channels import expand_channels
-from openfino.models.checkpoints import Checkpoint, open_checkpoint, transformers_source
+from openfino.models.checkpoints import (
+    UNREADABLE,
+    Checkpoint,
+    kind_of_file,
+    open_checkpoint,
+    transformers_source,
+    why_unreadable,
+)
 from openfino.models.families import backbone_config, family_of, vision_part
 
 MIN_MATCHED = 0.99
@@ -98,29 +105,38 @@ def pretrained_backbone(
     checkpoint = open_checkpoint(source, layer_norm_eps=layer_norm_eps)
     if checkpoint is not None:
         vision_part(checkpoint.config)
-        model, missing, unexpected = _filled(checkpoint)
+        model, missing, unexpected, notes = _filled(checkpoint)
         backbone = family_of(checkpoint.config).backbone(model.eval())
     else:
         if layer_norm_eps is not None:
             raise OpenfinoError(
                 f"model.layer_norm_eps is for weights files that do not say; {source}'s config.json does"
             )
-        backbone, missing, unexpected = _opened_by_transformers(transformers_source(source))
+        backbone, missing, unexpected, notes = _opened_by_transformers(transformers_source(source))
     sizes = {name.removeprefix("model."): value.numel() for name, value in backbone.named_parameters()}
     lost = sum(sizes.get(name, 0) for name in missing)
     total = sum(sizes.values())
-    notes = checkpoint.notes if checkpoint else []
     report = LoadReport(source, total - lost, total, missing, unexpected, [], notes)
     if report.fraction < MIN_MATCHED and not allow_partial:
         raise OpenfinoError(
             f"{report}\nUnder {MIN_MATCHED:.0%} of the parameters matched: this is not the model that its "
             "configuration describes. Mend the source, or set model.allow_partial: true"
         )
+    _refuse_broken_values(backbone, source)
     return backbone, report
 
 
-def _opened_by_transformers(source: str) -> tuple[Backbone, list[str], list[str]]:
-    """A backbone, the names of missing parameters and of unexpected tensors."""
+def _refuse_broken_values(backbone: Backbone, source: str) -> None:
+    broken = [name for name, value in backbone.named_parameters() if not bool(value.isfinite().all())]
+    if broken:
+        raise OpenfinoError(
+            f"model.source: {source} holds values that are no numbers (NaN or infinite) in {len(broken)} tensors "
+            f"({', '.join(broken[:3])}): its training diverged, or the file is damaged"
+        )
+
+
+def _opened_by_transformers(source: str) -> tuple[Backbone, list[str], list[str], list[str]]:
+    """A backbone, the names of missing parameters and of unexpected tensors, and notes."""
     config = read_config(source)
     family = family_of(config)
     try:
@@ -129,16 +145,35 @@ def _opened_by_transformers(source: str) -> tuple[Backbone, list[str], list[str]
         )
     except (OSError, ValueError) as error:
         raise _cannot_load(source, error) from None
+    except UNREADABLE as error:
+        raise OpenfinoError(
+            f"model.source: cannot load the weights in {source}: {_why_in(Path(source), error)}"
+        ) from None
     model, info = loaded
     backbone = family.backbone(model.eval())
     # A mismatched tensor is listed as (name, shape there, shape here) and keeps its random values: not a match.
-    mismatched = sorted(str(item[0]) for item in info.get("mismatched_keys", ()))
+    mismatched = {str(name): shapes for name, *shapes in info.get("mismatched_keys", ())}
     missing = sorted({*map(str, info["missing_keys"]), *mismatched, *_load_own(backbone, source)})
-    return backbone, missing, sorted(map(str, info["unexpected_keys"]))
+    notes = [_shapes_differ(name, *shapes) for name, shapes in sorted(mismatched.items())[:5]]
+    return backbone, missing, sorted(map(str, info["unexpected_keys"])), notes
 
 
-def _filled(checkpoint: Checkpoint) -> tuple[Any, list[str], list[str]]:
-    """A model with the tensors of ``checkpoint``, the names of missing parameters and of unexpected tensors.
+def _shapes_differ(name: str, there: Iterable[int], here: Iterable[int]) -> str:
+    return f"{name}: {tuple(there)} in the file, {tuple(here)} in the model"
+
+
+def _why_in(folder: Path, error: Exception) -> str:
+    """Why the weights of a folder cannot be read: what is wrong with the first bad file, else what was raised."""
+    for path in sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin")]):
+        try:
+            kind_of_file(path)
+        except OpenfinoError as found:
+            return f"{path.name}: {found}"
+    return why_unreadable(error)
+
+
+def _filled(checkpoint: Checkpoint) -> tuple[Any, list[str], list[str], list[str]]:
+    """A model with the tensors of ``checkpoint``, the names of missing parameters and of unexpected tensors, notes.
 
     Room is made for each parameter once and nothing is drawn, unless something is missing. A mask token, which some
     formats do not have, is then zero.
@@ -164,7 +199,10 @@ def _filled(checkpoint: Checkpoint) -> tuple[Any, list[str], list[str]]:
                 value.copy_(state[name])
             elif name == MASK_TOKEN:
                 value.zero_()
-    return model, sorted(missing), sorted({*checkpoint.unexpected, *(state.keys() - parameters.keys())})
+    unexpected = sorted({*checkpoint.unexpected, *(state.keys() - parameters.keys())})
+    misshapen = [name for name in sorted(missing) if name in state][:5]
+    differ = [_shapes_differ(name, state[name].shape, parameters[name].shape) for name in misshapen]
+    return model, sorted(missing), unexpected, [*checkpoint.notes, *differ]
 
 
 def _load_own(backbone: Backbone, source: str) -> list[str]:

@@ -160,6 +160,9 @@ def shapes_of(state: Mapping[str, Tensor], blocks: int) -> dict[str, Any]:
             f"the patch embedding has shape {tuple(patches.shape)}; a convolution [D, C, p, p] is needed"
         )
     width, channels, height, breadth = patches.shape
+    registers = state["embeddings.register_tokens"]
+    if registers.ndim != 3:
+        raise OpenfinoError(f"the registers have shape {tuple(registers.shape)}; [1, R, D] is needed")
     gated = f"{first}mlp.gate_proj.weight" in state
     return {
         "hidden_size": width,
@@ -169,7 +172,7 @@ def shapes_of(state: Mapping[str, Tensor], blocks: int) -> dict[str, Any]:
         "intermediate_size": state[f"{first}mlp.up_proj.weight"].shape[0],
         "use_gated_mlp": gated,
         "hidden_act": "silu" if gated else "gelu",
-        "num_register_tokens": state["embeddings.register_tokens"].shape[1],
+        "num_register_tokens": registers.shape[1],
         "query_bias": f"{first}attention.q_proj.bias" in state,
         "key_bias": f"{first}attention.k_proj.bias" in state,
         "value_bias": f"{first}attention.v_proj.bias" in state,

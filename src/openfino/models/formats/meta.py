@@ -82,7 +82,7 @@ def from_meta(
     base, bounds = periods_of(periods)
     shapes = shapes_of(target, len(blocks))
     width, head = shapes["hidden_size"], 4 * len(periods)
-    if width % head:
+    if not head or width % head:
         raise OpenfinoError(
             f"{len(periods)} rotary periods mean heads of {head}, which do not divide {width}"
         )
