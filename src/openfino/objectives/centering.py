@@ -59,7 +59,7 @@ class SoftmaxCentering(Centering):
     def forward(self, logits: Tensor, temperature: float) -> Tensor:
         """Targets in the precision of the centre (float32); n may differ between ranks and may be 0."""
         logits = logits.to(self.center.dtype)
-        total = torch.cat([logits.sum(dim=0), logits.new_tensor([logits.shape[0]])])
+        total = torch.cat([logits.sum(dim=0), logits.new_full((1,), logits.shape[0])])
         total = sum_over_ranks(total)
         # Without any sample (no patch is masked) there is nothing to learn of: the centre stays.
         self._mean = torch.where(total[-1] > 0, total[:-1] / total[-1].clamp(min=1), self.center)

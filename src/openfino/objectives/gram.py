@@ -86,19 +86,19 @@ class GramTerm(Term):
         negatives = self.settings.negatives
         if self.settings.per_image:
             return gram_loss(student.flatten(0, 1), teacher.flatten(0, 1), negatives=negatives)
-        student, teacher = (gather_rows(side.transpose(0, 1)) for side in (student, teacher))
+        student, teacher = (gather_rows(side.transpose(0, 1)).flatten(0, 2) for side in (student, teacher))
         chosen = self._chosen(views.masks)
-        if chosen is None:
-            student, teacher = student.flatten(0, 2), teacher.flatten(0, 2)
-        else:
+        if chosen is not None:
             student, teacher = student[chosen], teacher[chosen]
             if student.shape[0] == 0:
                 return student.sum() * 0.0
         return gram_loss(student, teacher, per_image=False, negatives=negatives)
 
     def _chosen(self, masks: Tensor) -> Tensor | None:
-        """Which patches of the global batch are compared, bool [images, V, P]; None for all."""
+        """Places of the patches that are compared among those of the global batch, int64 [M]; None for all."""
         if self.settings.tokens == "all":
             return None
         masked = gather_rows(masks.transpose(0, 1).to(torch.uint8)).bool()
-        return masked if self.settings.tokens == "masked" else ~masked
+        chosen = masked if self.settings.tokens == "masked" else ~masked
+        # The host waits for the GPU here, once: their number, over all processes, is the size of the matrices.
+        return chosen.flatten().nonzero().squeeze(1)

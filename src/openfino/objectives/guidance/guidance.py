@@ -230,7 +230,10 @@ class Guidance(Term):
             ]
         norms = gradient_norms(gradients)
         if self.settings.balance_weighted_losses:
-            norms = norms * self._ramp(views.step) * norms.new_tensor(list(self.weights.values()))
+            norms = norms * self._ramp(views.step)
+            # One by one: a tensor of the weights would be copied to the GPU, and the host would wait for it.
+            pairs = zip(self.weights.values(), norms, strict=True)
+            norms = torch.stack([weight * norm for weight, norm in pairs])
         squares = (views.share * norms).square()
         self._squares = squares if self._squares is None else self._squares + squares
         self._seen += views.share
