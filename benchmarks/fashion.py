@@ -13,14 +13,12 @@ KoLeo where factors guide. Figures go to ``OUT/results.json`` and, as Markdown, 
 """
 
 import argparse
-import gzip
 import json
 import math
 import os
 import shlex
 import sys
 import time
-import zlib
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -33,6 +31,7 @@ from PIL import Image
 from rich.console import Console
 
 from arms import collect_scores, markdown_table, run_name, summarise, train_two_at_a_time
+from fashion_mnist import LABELS, SOURCE, read_source
 from openfino.check import check_source
 from openfino.demo import BACKBONE
 from openfino.errors import InputProblemsError, OpenfinoError
@@ -40,21 +39,7 @@ from openfino.keyed import Purpose, keyed_generator
 from openfino.runfolder import claim_workspace
 from openfino.sampledata.textures import blur
 
-SOURCE = Path("/usr/share/datasets/fashion-mnist")
-PACKAGE = "dataset-fashion-mnist"
 SIZE = 28
-LABELS = (
-    "T-shirt/top",
-    "Trouser",
-    "Pullover",
-    "Dress",
-    "Coat",
-    "Sandal",
-    "Shirt",
-    "Sneaker",
-    "Bag",
-    "Ankle boot",
-)
 TESTS = ("test_id", "test_ood")
 # The data are the same for every training seed.
 DATA_SEED = 0
@@ -120,45 +105,6 @@ NEW_SCANNERS = {
     "Z": Scanner(1.50, 1.60, 292, 0.65, 0.8, 0.07),
 }
 SCANNERS = {"train": KNOWN_SCANNERS, "test_id": KNOWN_SCANNERS, "test_ood": NEW_SCANNERS}
-
-
-def read_idx(path: Path) -> np.ndarray:
-    """An idx file of unsigned bytes, compressed or not, as a uint8 array.
-
-    Raises:
-        OpenfinoError: if the file is damaged or holds something else.
-    """
-    data = path.read_bytes()
-    if data[:2] == b"\x1f\x8b":
-        try:
-            data = gzip.decompress(data)
-        except (OSError, EOFError, zlib.error) as error:
-            raise OpenfinoError(f"{path}: damaged gzip file ({error})") from None
-    start = 4 + 4 * data[3] if len(data) > 3 else 4
-    if len(data) < start or data[:3] != b"\x00\x00\x08":
-        raise OpenfinoError(f"{path} is no idx file of unsigned bytes")
-    shape = np.frombuffer(data[4:start], dtype=">u4").astype(int).tolist()
-    if len(data) != start + math.prod(shape):
-        raise OpenfinoError(f"{path}: {len(data) - start:,} bytes of values, its header says {shape}")
-    return np.frombuffer(data, dtype=np.uint8, offset=start).reshape(shape)
-
-
-def read_source(folder: Path, prefix: str) -> tuple[np.ndarray, np.ndarray]:
-    """Images [n, 28, 28] and labels [n] of the idx files ``PREFIX-images-...`` and ``PREFIX-labels-...``.
-
-    Raises:
-        OpenfinoError: if a file is absent or damaged.
-    """
-    found = []
-    for name in (f"{prefix}-images-idx3-ubyte", f"{prefix}-labels-idx1-ubyte"):
-        paths = [path for path in (folder / name, folder / f"{name}.gz") if path.is_file()]
-        if not paths:
-            raise OpenfinoError(
-                f"{folder} has no {name} or {name}.gz. Install Debian's package: apt-get install {PACKAGE}; "
-                "or name the folder of the four idx files with --source"
-            )
-        found.append(read_idx(paths[0]))
-    return found[0], found[1]
 
 
 def measure(image: np.ndarray) -> dict[str, float | None]:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
+from torch.fx import GraphModule
 
 from openfino.errors import OpenfinoError
 from openfino.export.compare import fixed_images
@@ -164,7 +165,16 @@ def _attempt(
                     return None, f"the program differs on images of {tuple(images.shape[-2:])}"
     except Exception as error:  # whatever the tracer stumbles over: the caller has another way
         return None, next(iter(str(error).strip().splitlines()), type(error).__name__)
+    _forget_places(program)
     return program, ""
+
+
+def _forget_places(program: ExportedProgram) -> None:
+    """Take out of every node where on the disk of whoever exports the code lies that made it."""
+    for module in program.graph_module.modules():
+        if isinstance(module, GraphModule):
+            for node in module.graph.nodes:
+                node.meta.pop("stack_trace", None)
 
 
 @contextmanager
