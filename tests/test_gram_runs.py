@@ -128,6 +128,37 @@ def test_who_the_teacher_is_at_each_step(image_set, tmp_path, start):
     assert not torch.equal(averaged["model.norm.weight"], starting["model.norm.weight"])
 
 
+@pytest.mark.parametrize("stopped_after", [2, 3, 4])
+def test_a_refresh_at_a_skipped_step_is_made_and_survives_a_kill(
+    image_set, tmp_path, start, monkeypatch, stopped_after
+):
+    """The refresh after step 3, whose loss is NaN; the run is stopped before, during and after that step."""
+    make_pieces = loop.make_pieces
+
+    def spoilt(run, batch):
+        pieces = make_pieces(run, batch)
+        if batch.step == 3:
+            pieces[0].global_views[0, 0, 0, 0, 0] = torch.nan
+        return pieces
+
+    monkeypatch.setattr(loop, "make_pieces", spoilt)
+    gram = {"weight": 2.0, "refresh_every": 2, "first_refresh": 3, "max_refreshes": 1}
+    straight, again = tmp_path / "straight", tmp_path / "again"
+    assert run(image_set, straight, start, gram)["skipped_steps"] == 1
+    averaged = {f"teacher/backbone.{name}": value for name, value in gram_tensors(straight, 4).items()}
+    for step in (3, 4):  # the skipped step moved nobody
+        assert_equal(averaged, {name: tensors_at(straight, step)[name] for name in averaged})
+    with pytest.raises(AssertionError):
+        assert_equal(gram_tensors(straight, 3), gram_tensors(straight, 4))
+    shutil.copytree(straight, again)
+    for path in list_checkpoints(again / "checkpoints")[stopped_after:]:
+        shutil.rmtree(path)
+    assert run(image_set, again, start, gram, resume=True)["skipped_steps"] == 1
+    assert str(losses(again)) == str(losses(straight))  # as text: the loss of the skipped step is no number
+    for step in range(stopped_after, 7):
+        assert_equal(tensors_at(again, step), tensors_at(straight, step))
+
+
 def test_a_named_teacher_keeps_its_own_weights(image_set, tmp_path, start):
     """Its patch embedding is fitted to the three channels; nothing else changes, and nothing trains."""
     gram = gram_settings("other", tmp_path)

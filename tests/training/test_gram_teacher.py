@@ -160,6 +160,29 @@ def test_frozen_until_a_refresh_and_again_after_it(tiny_config):
     assert not any(parameter.requires_grad for parameter in gram.backbone.parameters())
 
 
+@pytest.mark.filterwarnings("ignore:.*jit.script_method:DeprecationWarning")  # of the compiler's own modules
+def test_a_copy_of_compiled_blocks_is_compiled_for_itself(tiny_config):
+    """The compiled blocks of a copy are its own: they do not follow the teacher that they were copied from."""
+    pixels = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(3))
+    averaged = random_backbone(tiny_config, 3, seed=1).eval()
+    averaged.compile_blocks()
+    gram = GramTeacher(GramSettings(weight=2.0, refresh_every=1), random_backbone(tiny_config, 3, seed=0))
+    gram.compile_blocks()
+    # What is called is the compiled block; the compiler itself is not needed.
+    with torch.no_grad(), torch.compiler.set_stance("force_eager"):
+        expected = averaged(pixels).patches
+        assert not torch.equal(gram.backbone(pixels).patches, expected)
+        assert gram.after_step(1, averaged)
+        for parameter in averaged.parameters():
+            parameter += 1.0
+        assert torch.equal(gram.backbone(pixels).patches, expected)
+        assert not torch.equal(averaged(pixels).patches, expected)
+    blocks = gram.backbone.blocks
+    assert all(block._compiled_call_impl is not None for block in blocks)
+    own = {id(parameter) for parameter in gram.backbone.parameters()}
+    assert own.isdisjoint(id(parameter) for parameter in averaged.parameters())
+
+
 @pytest.mark.parametrize("step", [2, 4])
 def test_its_weights_come_back_before_and_after_a_refresh(tiny_config, step):
     """After a refresh they have the averaged teacher's shapes, whatever the first Gram teacher was."""
