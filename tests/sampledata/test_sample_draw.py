@@ -10,7 +10,7 @@ import tifffile
 
 from openfino.errors import OpenfinoError
 from openfino.sampledata import draw_sample
-from openfino.sampledata.draw import COLUMNS, INCOMPLETE_COLUMNS, render
+from openfino.sampledata.draw import COLUMNS, INCOMPLETE_COLUMNS, MASK_CLASSES, render, render_with_mask
 from openfino.sampledata.screen import plan_screen
 
 
@@ -129,3 +129,38 @@ def test_numbers_out_of_range_are_refused_before_anything_is_written(tmp_path: P
     with pytest.raises(OpenfinoError, match=next(iter(wrong))):
         draw_sample(tmp_path / "out", **{"images": 20, "size": 16, **wrong})
     assert not (tmp_path / "out").exists()
+
+
+def test_the_mask_comes_with_the_bytes_of_the_image() -> None:
+    screen = plan_screen(40, 2)
+    for shot in screen.shots[:6]:
+        image, mask = render_with_mask(screen, shot, 48)
+        np.testing.assert_array_equal(image, render(screen, shot, 48))
+        assert (mask.shape, mask.dtype) == ((48, 48), np.uint8)
+        assert mask.max() < len(MASK_CLASSES)
+
+
+def test_the_mask_is_where_the_stains_are() -> None:
+    """DNA is bright in nuclei, ER in the cytoplasm, and nothing is bright beside the cells."""
+    screen = plan_screen(40, 2)
+    means = np.zeros((len(MASK_CLASSES), 4))
+    shares = np.zeros(len(MASK_CLASSES))
+    for shot in screen.shots[::4]:
+        image, mask = render_with_mask(screen, shot, 64)
+        for kind in range(len(MASK_CLASSES)):
+            means[kind] += image[:, mask == kind].sum(axis=1)
+            shares[kind] += (mask == kind).sum()
+    means /= shares[:, None]
+    background, cytoplasm, nucleus = means
+    assert (shares / shares.sum() > 0.08).all()
+    assert nucleus[0] > 2 * cytoplasm[0]
+    assert cytoplasm[3] > 1.2 * nucleus[3]
+    assert cytoplasm[3] > 2 * background[3]
+    assert nucleus[0] > 2 * background[0]
+
+
+def test_the_mask_is_the_same_at_every_size_but_for_its_edges() -> None:
+    screen = plan_screen(40, 2)
+    _, small = render_with_mask(screen, screen.shots[3], 32)
+    _, large = render_with_mask(screen, screen.shots[3], 96)
+    assert (large[1::3, 1::3] == small).mean() > 0.95

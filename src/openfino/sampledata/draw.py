@@ -15,10 +15,11 @@ import tifffile
 
 from openfino.errors import OpenfinoError
 from openfino.keyed import Purpose, keyed_generator
-from openfino.sampledata.cells import FIELD, build_scene
+from openfino.sampledata.cells import FIELD, Scene, build_scene
 from openfino.sampledata.microscope import CHANNELS, Optics, acquire, lamp_output, plate_optics, warm_up
 from openfino.sampledata.screen import CELL_LINES, LOCALIZATIONS, Screen, Shot, Stream, plan_screen
 from openfino.sampledata.stains import draw_protein, draw_references
+from openfino.sampledata.textures import Array
 
 COLUMNS = (
     "path",
@@ -37,6 +38,7 @@ MIN_IMAGES, MIN_SIZE = 20, 16
 # Drawn at twice the resolution and averaged: fibres thinner than a pixel stay smooth.
 _OVERSAMPLING = 2
 _CHUNK = 32
+MASK_CLASSES = ("background", "cytoplasm", "nucleus")
 
 
 def draw_sample(
@@ -81,6 +83,20 @@ def draw_sample(
 
 def render(screen: Screen, shot: Shot, size: int) -> npt.NDArray[np.uint8]:
     """The image of ``shot``, [4, size, size]: nucleus, protein, microtubules, ER."""
+    return _render(screen, shot, size)[0]
+
+
+def render_with_mask(
+    screen: Screen, shot: Shot, size: int
+) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
+    """The image of :func:`render`, and what fills most of every pixel: index into ``MASK_CLASSES`` [size, size]."""
+    image, scene = _render(screen, shot, size)
+    areas = np.stack([1.0 - scene.cell, scene.cytoplasm, scene.nucleus])
+    return image, _shrink(areas, size).argmax(axis=0).astype(np.uint8)
+
+
+def _render(screen: Screen, shot: Shot, size: int) -> tuple[npt.NDArray[np.uint8], Scene]:
+    """The image of ``shot``, and the scene that it shows, oversampled."""
     plate = screen.plates[shot.plate]
     antibody = screen.antibodies[shot.antibody]
     rng = keyed_generator(screen.seed, Purpose.SAMPLE, Stream.IMAGE, shot.number)
@@ -90,9 +106,9 @@ def render(screen: Screen, shot: Shot, size: int) -> npt.NDArray[np.uint8]:
     protein = protein * np.float32(_expression(screen.seed, shot.antibody, plate.cell_line))
     stains = np.stack([references.nucleus, protein, references.microtubules, references.er])
     stains = stains * _well_staining(screen.seed, shot)[:, None, None]
-    stains = stains.reshape(len(CHANNELS), size, _OVERSAMPLING, size, _OVERSAMPLING).mean(axis=(2, 4))
+    stains = _shrink(stains, size)
     elapsed = (shot.acquired - plate.started).total_seconds() / 60.0
-    return acquire(
+    image = acquire(
         rng,
         stains,
         _optics(screen.seed, shot.plate, size),
@@ -100,6 +116,14 @@ def render(screen: Screen, shot: Shot, size: int) -> npt.NDArray[np.uint8]:
         lamp=lamp_output(shot.acquired),
         drift=warm_up(elapsed),
     )
+    return image, scene
+
+
+def _shrink(layers: Array, size: int) -> Array:
+    """Average the oversampled pixels: [n, S, S] -> [n, size, size]."""
+    fine = layers.reshape(len(layers), size, _OVERSAMPLING, size, _OVERSAMPLING)
+    shrunk: Array = fine.mean(axis=(2, 4))
+    return shrunk
 
 
 def _expression(seed: int, antibody: int, cell_line: int) -> float:
