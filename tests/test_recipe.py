@@ -61,7 +61,7 @@ def test_all_problems_come_at_once_with_suggestions():
         ({"steps": 1000}, {"freeze_steps": 100, "warmup_steps": 50, "unfreeze_ramp_steps": 90}),
         ({"steps": 10_000}, {"freeze_steps": 1000}),
         ({"steps": 10_999}, {"unfreeze_ramp_steps": 99}),
-        ({"steps": 3000, "freeze_steps": 0}, {"warmup_steps": 150}),
+        ({"steps": 2999, "freeze_steps": 0}, {"warmup_steps": 149}),
         ({"steps": 1}, {"freeze_steps": 0, "warmup_steps": 0, "unfreeze_ramp_steps": 0}),
     ],
 )

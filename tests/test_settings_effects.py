@@ -8,6 +8,7 @@ from openfino.errors import InputProblemsError
 from openfino.preflight import preflight
 from openfino.recipe import build_recipe, dump_recipe
 from openfino.recipe.effects import settings_without_effect
+from openfino.training.schedules import Schedules
 from tiny_runs import tiny_settings
 
 BASE = {"manifest": "m.csv", "out": "run", "model": {"config": {}}}
@@ -80,7 +81,7 @@ def test_the_last_temperature_must_be_reached():
 
 
 def test_all_that_is_wrong_with_training_is_said_at_once():
-    train = {"steps": 100, "final_lr": 1e-6, "cosine_stretch": 0.5, "freeze_steps": 0, "warmup_steps": 100}
+    train = {"steps": 100, "final_lr": 1e-6, "cosine_stretch": 0.5, "freeze_steps": 0, "warmup_steps": 101}
     with pytest.raises(InputProblemsError) as caught:
         build_recipe({**BASE, "train": train})
     text = str(caught.value)
@@ -91,6 +92,28 @@ def test_all_that_is_wrong_with_training_is_said_at_once():
         "unfreeze_ramp_steps: 10",
     ):
         assert word in text, word
+
+
+@pytest.mark.parametrize(
+    ("schedule", "longest", "aim"),
+    [
+        ({}, 100, "the learning rate"),
+        ({"warmup_from_zero": True}, 99, "the learning rate"),
+        ({"schedule": "cosine"}, 99, "final_lr"),
+        ({"schedule": "classical_cosine"}, 99, "final_lr"),
+    ],
+)
+def test_a_warm_up_may_take_the_run_up_to_what_it_leads_to(schedule, longest, aim):
+    def train(warmup_steps):
+        given = {"freeze_steps": 0, "unfreeze_ramp_steps": 0, "schedule": "constant", **schedule}
+        changed = {"steps": 100, "warmup_steps": warmup_steps, **given}
+        return build_recipe({**BASE, "train": changed})
+
+    recipe = train(longest)
+    schedules = Schedules(recipe.train, recipe.objective.teacher_temperature)
+    assert max(schedules.lr(step) for step in range(100)) == pytest.approx(schedules.peak_lr)
+    with pytest.raises(InputProblemsError, match=f"warmup_steps {longest + 1} {aim} would never be reached"):
+        train(longest + 1)
 
 
 def test_the_cosine_must_end_within_the_run():
@@ -114,6 +137,11 @@ def test_they_are_found_before_training(image_set, tmp_path):
     changes = {"objective": {"center_momentum": 0.5}, "train": {"trainable_blocks_alone": True}}
     found = problems(image_set, tmp_path, **changes)
     assert found.keys() == {"objective.center_momentum", "train.trainable_blocks_alone"}
+
+
+def test_the_size_of_local_crops_matters_where_there_are_any(image_set, tmp_path):
+    assert "views.local_size" in problems(image_set, tmp_path, views={"local_size": 20})
+    assert problems(image_set, tmp_path, views={"local_size": 20, "local_count": 0}) == {}
 
 
 def test_no_more_blocks_unfreeze_than_there_are(image_set, tmp_path):

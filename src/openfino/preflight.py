@@ -239,9 +239,10 @@ def _mask_problems(objective: ObjectiveSettings, model: type[Backbone]) -> list[
 
 
 def _size_problems(recipe: Recipe, patch_size: int) -> list[Problem]:
-    """Crops must be whole numbers of patches."""
+    """Crops, where there are any, must be whole numbers of patches."""
     problems = []
-    for name in ("global_size", "local_size") if patch_size else ():
+    names = ("global_size", "local_size") if recipe.views.local_count else ("global_size",)
+    for name in names if patch_size else ():
         size = getattr(recipe.views, name)
         if any(side % patch_size or side <= 0 for side in size):
             fitting = [max(round(side / patch_size), 1) * patch_size for side in size]
@@ -276,7 +277,8 @@ def _koleo_problems(recipe: Recipe) -> list[Problem]:
     seen = smallest(size)
     if seen < 2:
         what = (
-            f"one of {train.accumulate} pieces of {own} images has a single image, and KoLeo compares several"
+            f"in one process, one of {train.accumulate} pieces of {own} images has a single image, and KoLeo "
+            "compares several"
         )
         fitting = next(larger for larger in range(size, own + 1) if smallest(larger) > 1)
         remedy = f"Write accumulate: {-(-own // fitting)}, or objective.koleo.weight: 0"

@@ -103,8 +103,11 @@ class TrainSettings(Section):
             reasons.append(f"with freeze_steps {freeze} the backbone would never train")
             freeze = self.steps // 10
             write.append(f"freeze_steps: {freeze}")
-        if warmup >= self.steps:
-            reasons.append(f"with warmup_steps {warmup} the learning rate would never be reached")
+        # A plain warm-up has the whole rate at its last step; a cosine begins after it.
+        falls = self.schedule != "constant"
+        if warmup >= self.steps + (not falls and not self.warmup_from_zero):
+            aim = "final_lr" if falls else "the learning rate"
+            reasons.append(f"with warmup_steps {warmup} {aim} would never be reached")
             warmup = self.steps // 20
             write.append(f"warmup_steps: {warmup}")
         if freeze + ramp > self.steps:
