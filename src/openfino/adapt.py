@@ -21,8 +21,9 @@ from openfino.images.loader import build_loader
 from openfino.images.preprocess import Preprocessing
 from openfino.keyed import Purpose, keyed_seed
 from openfino.models.backbone import Backbone
+from openfino.models.dinov3 import Dinov3Backbone
 from openfino.models.ema import make_teacher
-from openfino.models.licence import licence_of
+from openfino.models.licence import licence_of, public_name
 from openfino.models.loading import LoadReport, fit_channels, pretrained_backbone, random_backbone
 from openfino.models.store import model_folder, quiet_transformers, read_sidecar, save_backbone
 from openfino.objectives.guidance.guidance import GuidedFactor
@@ -30,6 +31,7 @@ from openfino.objectives.objective import build_objective
 from openfino.preflight import Preflight, encode_factors, preflight, with_source_normalization
 from openfino.prober import Prober
 from openfino.recipe import Recipe
+from openfino.recipe.effects import rope_beyond_preset
 from openfino.runfolder import check_folder, claim_folder, describe_environment, write_whole
 from openfino.training.checkpoint import FOLDER, last_checkpoint, load_checkpoint, step_of
 from openfino.training.gram import GramTeacher
@@ -163,7 +165,7 @@ def starting_backbone(recipe: Recipe, channels: list[str]) -> tuple[Backbone, Lo
     if recipe.model.config is not None:
         seed = keyed_seed(recipe.seed, Purpose.INIT, 0)
         backbone = random_backbone(recipe.model.config, len(channels), seed)
-        backbone.set_rope(recipe.model.rope)
+        _set_rope(backbone, recipe)
         total = sum(parameter.numel() for parameter in backbone.parameters())
         return backbone, LoadReport("random initialisation (model.config)", total, total, [], [], [])
     source = str(recipe.model.source)
@@ -173,9 +175,15 @@ def starting_backbone(recipe: Recipe, channels: list[str]) -> tuple[Backbone, Lo
             allow_partial=recipe.model.allow_partial,
             layer_norm_eps=recipe.model.layer_norm_eps,
         )
-    backbone.set_rope(recipe.model.rope)
+    _set_rope(backbone, recipe)
     keep = recipe.model.keep_grey_response
     return backbone, fit_channels(backbone, report, len(channels), keep_grey_response=keep)
+
+
+def _set_rope(backbone: Backbone, recipe: Recipe) -> None:
+    """Change the rotary positions as the recipe says; a model without them need not fit what only a preset says."""
+    if isinstance(backbone, Dinov3Backbone) or rope_beyond_preset(recipe):
+        backbone.set_rope(recipe.model.rope)
 
 
 def guided_factors(factors: Mapping[str, EncodedFactor]) -> dict[str, GuidedFactor]:
@@ -233,14 +241,14 @@ def build_run(
 def describe_provenance(recipe: Recipe, ready: Preflight, backbone: Backbone) -> dict[str, Any]:
     """Facts for the model card."""
     source = recipe.model.source
-    name = _public_name(source)
+    name = public_name(source)
     private: dict[str, Any] = {"manifest": True, "out": True, "model": {"source"}}
     facts: dict[str, Any] = {}
     if gram := recipe.objective.gram.source:
         private["objective"] = {"gram": {"teacher"}}
         # A run that goes on may no longer have the model: what it recorded at first counts.
         stored = (read_sidecar(recipe.out / "model") or {}).get("provenance", {}).get("gram_teacher")
-        facts["gram_teacher"] = stored or {"source": _public_name(gram), "licence": licence_of(gram)}
+        facts["gram_teacher"] = stored or {"source": public_name(gram), "licence": licence_of(gram)}
     return {
         **facts,
         "source": name or "random weights",
@@ -252,12 +260,6 @@ def describe_provenance(recipe: Recipe, ready: Preflight, backbone: Backbone) ->
         "images": len(ready.rows),
         "recipe": recipe.model_dump(mode="json", exclude=private),
     }
-
-
-def _public_name(source: str | None) -> str | None:
-    """The name of a folder or file, not its place: what is written of it travels with the exported model."""
-    is_place = source is not None and (Path(source).exists() or Path(source).is_absolute())
-    return Path(source).name if source and is_place else source
 
 
 def describe(recipe: Recipe, ready: Preflight, factors: Mapping[str, EncodedFactor]) -> str:

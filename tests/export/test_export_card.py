@@ -1,9 +1,13 @@
+import json
 import re
+from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from export_models import PARENT, PROVENANCE, run_snippets, save, save_run
 
+import openfino
 from conftest import TINY
 from openfino.export import export
 from openfino.export.card import model_card
@@ -11,6 +15,7 @@ from openfino.export.door import Written
 from openfino.export.writing import DOORS
 from openfino.models.licence import card_header
 from tiny_models import tiny_model
+from weight_files import random_meta
 
 
 @pytest.fixture
@@ -83,9 +88,40 @@ def test_the_card_of_a_local_parent_hides_its_path(tmp_path):
     export(save(tmp_path / "m", model), tmp_path / "out")
     card = (tmp_path / "out" / "README.md").read_text()
     assert str(tmp_path) not in card
+    assert str(tmp_path) not in (tmp_path / "out" / "openfino.json").read_text()
     assert "the local model `weights`" in card
     assert card_header(tmp_path / "out" / "README.md")["license"] == "unknown"
     assert "Find out before passing" in card
+
+
+@pytest.mark.parametrize("to", DOORS)
+def test_nothing_says_where_things_lay_on_a_disk(to, tmp_path):
+    folder = save(tmp_path / "m", tiny_model(provenance=PROVENANCE))
+    export(folder, tmp_path / "out", to=to)
+    hidden = [tmp_path, Path.home(), Path(openfino.__file__).parent, Path(torch.__file__).parent]
+    for path in (tmp_path / "out").iterdir():
+        for text in (*map(str, hidden), "/home/someone", "patient_7"):
+            assert text.encode() not in path.read_bytes(), (path.name, text)
+
+
+def test_a_model_that_was_only_loaded_tells_its_name_alone(tmp_path):
+    folder = save(tmp_path / "m", tiny_model())
+    (folder / "openfino.json").unlink()
+    export(folder, tmp_path / "out")
+    assert json.loads((tmp_path / "out" / "openfino.json").read_text())["provenance"] == {
+        "source": "m",
+        "parent": {"source": "m", "licence": "unknown"},
+    }
+
+
+def test_the_licence_goes_on_with_an_export_of_an_export(tmp_path):
+    weights = tmp_path / "dinov3_vits16_pretrain_lvd1689m.pth"
+    torch.save(random_meta(), weights)
+    export(weights, tmp_path / "first", to="timm")
+    weights.unlink()
+    report = export(tmp_path / "first", tmp_path / "second", to="torch")
+    assert report.licence == "dinov3-license"
+    assert "DINOv3 License" in (tmp_path / "second" / "README.md").read_text()
 
 
 @pytest.mark.parametrize("to", DOORS)

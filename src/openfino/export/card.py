@@ -26,15 +26,13 @@ _HUB_LICENCES = {
     UNKNOWN,
 }
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
-# Settings that say where things lay on the disk of whoever trained the model.
-_PRIVATE = ("manifest", "out")
 
 
 def model_card(model: LoadedModel, door: Door, written: Written) -> str:
     """README.md of an exported model; a fact that the provenance lacks is left out.
 
     Args:
-        model: what was exported.
+        model: what was exported; its provenance is shown as it is (see ``public_provenance``).
         door: the format.
         written: what became of it.
     """
@@ -78,11 +76,7 @@ def _named(parent: Parent) -> str:
     """The parent without the path to it."""
     if parent.source is None:
         return "random weights"
-    return (
-        f"`{parent.source}`"
-        if _is_hub_name(parent.source)
-        else f"the local model `{Path(parent.source).name}`"
-    )
+    return f"`{parent.source}`" if _is_hub_name(parent.source) else f"the local model `{parent.source}`"
 
 
 def _introduction(model: LoadedModel, parent: Parent) -> str:
@@ -137,7 +131,7 @@ def _data(provenance: Mapping[str, Any]) -> str:
 
 
 def _training(provenance: Mapping[str, Any]) -> str:
-    recipe = {key: value for key, value in (provenance.get("recipe") or {}).items() if key not in _PRIVATE}
+    recipe = provenance.get("recipe") or {}
     lines = []
     if "steps" in provenance:
         lines.append(f"- steps: {provenance['steps']:,}")
@@ -152,9 +146,6 @@ def _training(provenance: Mapping[str, Any]) -> str:
         return ""
     text = "## Training\n\n" + "\n".join(lines)
     if recipe:
-        model = recipe.get("model")
-        if isinstance(model, Mapping) and model.get("source") and not _is_hub_name(model["source"]):
-            recipe["model"] = {**model, "source": Path(model["source"]).name}
         dumped = yaml.safe_dump(recipe, sort_keys=False)
         text += f"\n\n<details><summary>Recipe</summary>\n\n```yaml\n{dumped}```\n\n</details>"
     return text

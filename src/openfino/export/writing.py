@@ -15,7 +15,7 @@ from openfino.export.hf import HuggingFace
 from openfino.export.onnx import Onnx
 from openfino.export.program import TorchProgram
 from openfino.export.timm import Timm
-from openfino.models.licence import parent_of
+from openfino.models.licence import parent_of, public_provenance
 from openfino.models.store import SIDECAR, load_model, write_sidecar
 
 DOORS: dict[str, Door] = {door.name: door for door in (HuggingFace(), Timm(), Onnx(), TorchProgram())}
@@ -100,6 +100,7 @@ def export(source: Path | str, out: Path | str, *, to: str = "hf", overwrite: bo
     out, door = Path(out), _door(to)
     door.require()
     model = load_model(source)
+    model = dataclasses.replace(model, provenance=public_provenance(model.provenance, model.backbone.config))
     _refuse_occupied(out, model.folder, overwrite=overwrite)
     problems = door.problems(model)
     if problems:

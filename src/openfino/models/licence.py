@@ -93,6 +93,40 @@ def parent_of(provenance: Mapping[str, Any], config: PreTrainedConfig | None = N
     return Parent(source, UNKNOWN if source is None else licence_of(source, config))
 
 
+def public_name(source: str | None) -> str | None:
+    """The name of a folder or file, not its place: what is written of it travels with the exported model."""
+    is_place = source is not None and (Path(source).exists() or Path(source).is_absolute())
+    return Path(source).name if source and is_place else source
+
+
+def public_provenance(
+    provenance: Mapping[str, Any], config: PreTrainedConfig | None = None
+) -> dict[str, Any]:
+    """``provenance`` with its parent and licence, and without places on a disk: what leaves with an export.
+
+    Runs record no places, but a model that was only loaded knows where it lies.
+    """
+    parent = parent_of(provenance, config)
+    public = {**provenance, "parent": {"source": public_name(parent.source), "licence": parent.licence}}
+    if "source" in public:
+        public["source"] = public_name(public["source"])
+    if isinstance(recipe := public.get("recipe"), Mapping):
+        kept = {key: value for key, value in recipe.items() if key not in ("manifest", "out")}
+        model = kept.get("model")
+        if isinstance(model, Mapping) and model.get("source"):
+            kept["model"] = {**model, "source": public_name(model["source"])}
+        public["recipe"] = kept
+    if isinstance(probes := public.get("probes"), Mapping):
+        # "causes" name the images that could not be read.
+        public["probes"] = {
+            when: {key: value for key, value in record.items() if key != "causes"}
+            if isinstance(record, Mapping)
+            else record
+            for when, record in probes.items()
+        }
+    return public
+
+
 def card_header(card: Path) -> dict[str, Any]:
     """The YAML header of a model card; empty where there is none."""
     if not card.is_file():
