@@ -51,11 +51,13 @@ def markdown_table(summary: Summary, columns: Mapping[str, str]) -> str:
     """Arms by scores, as ``mean +- sd``.
 
     Args:
-        summary: of :func:`summarise`.
+        summary: of :func:`summarise`; where an arm lacks a score, the cell is empty.
         columns: heading -> name of the score.
     """
     lines = [["arm", *columns], ["---", *("---:" for _ in columns)]]
-    lines += [[arm, *(_cell(scores[name]) for name in columns.values())] for arm, scores in summary.items()]
+    lines += [
+        [arm, *(_cell(scores.get(name)) for name in columns.values())] for arm, scores in summary.items()
+    ]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
@@ -82,6 +84,8 @@ def _spread(values: Sequence[float]) -> dict[str, Any]:
     return {"mean": statistics.fmean(values), "sd": deviation, "values": list(values)}
 
 
-def _cell(score: Mapping[str, Any]) -> str:
+def _cell(score: Mapping[str, Any] | None) -> str:
+    if score is None:
+        return ""
     spread = f" +- {score['sd']:.3f}" if score["sd"] is not None else ""
     return f"{score['mean']:.3f}{spread}"
