@@ -6,6 +6,7 @@ import pytest
 import torch
 import yaml
 
+from openfino.adapt import starting_backbone
 from openfino.errors import InputProblemsError
 from openfino.models.store import load_model
 from openfino.models.variants import Variants
@@ -79,6 +80,17 @@ def test_rotary_settings_of_a_model_without_rotary_positions_are_refused(image_s
     settings = tiny_settings(image_set, tmp_path / "run")
     settings["model"] = {"config": config, "rope": {"shift": 0.1}}
     with pytest.raises(InputProblemsError, match=r"model\.rope\.shift: .*no rotary positions"):
+        preflight(build_recipe(settings))
+    # Of a preset it is not refused: its keys need not fit every model.
+    settings |= {
+        "preset": "authors",
+        "train": {**settings["train"], "freeze_steps": 0, "unfreeze_ramp_steps": 0},
+    }
+    recipe = build_recipe({**settings, "model": {"config": config}})
+    assert recipe.model.rope.dtype == "bfloat16"
+    preflight(recipe)
+    assert starting_backbone(recipe, ["a", "b", "c"])[0].family == "dinov2"
+    with pytest.raises(InputProblemsError, match=r"1 problem.*\n.*model\.rope\.shift"):
         preflight(build_recipe(settings))
 
 

@@ -21,6 +21,7 @@ from openfino.images.loader import build_loader
 from openfino.images.preprocess import Preprocessing
 from openfino.keyed import Purpose, keyed_seed
 from openfino.models.backbone import Backbone
+from openfino.models.dinov3 import Dinov3Backbone
 from openfino.models.ema import make_teacher
 from openfino.models.licence import licence_of, public_name
 from openfino.models.loading import LoadReport, fit_channels, pretrained_backbone, random_backbone
@@ -30,6 +31,7 @@ from openfino.objectives.objective import build_objective
 from openfino.preflight import Preflight, encode_factors, preflight, with_source_normalization
 from openfino.prober import Prober
 from openfino.recipe import Recipe
+from openfino.recipe.effects import rope_beyond_preset
 from openfino.runfolder import check_folder, claim_folder, describe_environment, write_whole
 from openfino.training.checkpoint import FOLDER, last_checkpoint, load_checkpoint, step_of
 from openfino.training.gram import GramTeacher
@@ -163,7 +165,7 @@ def starting_backbone(recipe: Recipe, channels: list[str]) -> tuple[Backbone, Lo
     if recipe.model.config is not None:
         seed = keyed_seed(recipe.seed, Purpose.INIT, 0)
         backbone = random_backbone(recipe.model.config, len(channels), seed)
-        backbone.set_rope(recipe.model.rope)
+        _set_rope(backbone, recipe)
         total = sum(parameter.numel() for parameter in backbone.parameters())
         return backbone, LoadReport("random initialisation (model.config)", total, total, [], [], [])
     source = str(recipe.model.source)
@@ -173,9 +175,15 @@ def starting_backbone(recipe: Recipe, channels: list[str]) -> tuple[Backbone, Lo
             allow_partial=recipe.model.allow_partial,
             layer_norm_eps=recipe.model.layer_norm_eps,
         )
-    backbone.set_rope(recipe.model.rope)
+    _set_rope(backbone, recipe)
     keep = recipe.model.keep_grey_response
     return backbone, fit_channels(backbone, report, len(channels), keep_grey_response=keep)
+
+
+def _set_rope(backbone: Backbone, recipe: Recipe) -> None:
+    """Change the rotary positions as the recipe says; a model without them need not fit what only a preset says."""
+    if isinstance(backbone, Dinov3Backbone) or rope_beyond_preset(recipe):
+        backbone.set_rope(recipe.model.rope)
 
 
 def guided_factors(factors: Mapping[str, EncodedFactor]) -> dict[str, GuidedFactor]:

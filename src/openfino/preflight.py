@@ -30,7 +30,7 @@ from openfino.models.families import backbone_config, family_of
 from openfino.models.loading import read_config
 from openfino.models.store import model_folder, source_normalization
 from openfino.recipe import GivenNormalization, ObjectiveSettings, Recipe
-from openfino.recipe.effects import settings_without_effect
+from openfino.recipe.effects import rope_beyond_preset, settings_without_effect
 
 
 @dataclass(frozen=True)
@@ -215,10 +215,9 @@ def _patch_size(recipe: Recipe, problems: list[Problem]) -> int:
         what = f"the last {unfrozen} blocks, and the model has {depth}"
         remedy = f"Write trainable_blocks: {depth}, or null to train everything"
         problems.append(Problem("train.trainable_blocks", what, remedy))
-    if backbone is not Dinov3Backbone and (given := recipe.model.rope.model_dump(exclude_none=True)):
+    if backbone is not Dinov3Backbone and (given := rope_beyond_preset(recipe)):
         what = f"a {backbone.description} of type {backbone.family} has no rotary positions"
-        remedy = "Leave it out (preset authors sets dtype; write model.rope.dtype: null then)"
-        problems.append(Problem(f"model.rope.{next(iter(given))}", what, remedy))
+        problems += [Problem(f"model.rope.{key}", what, "Leave it out") for key in given]
     return patch_size
 
 

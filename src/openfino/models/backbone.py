@@ -177,7 +177,7 @@ class Backbone(nn.Module):
         if given := settings.model_dump(exclude_none=True):
             raise OpenfinoError(
                 f"model.rope.{next(iter(given))}: only a DINOv3 vision transformer has rotary positions; this is "
-                f"a model of type {self.config.model_type!r}. Leave it out (preset authors sets dtype; write null)"
+                f"a model of type {self.config.model_type!r}. Leave it out"
             )
 
     def own_state(self) -> dict[str, Tensor]:

@@ -33,8 +33,7 @@ IDLE: Sequence[tuple[Sequence[str], str, Sequence[Any]]] = (
 
 def settings_without_effect(recipe: Recipe) -> list[Problem]:
     """One problem for each key that says something else than the preset, and says it in vain."""
-    preset = build_recipe({"preset": recipe.preset, "manifest": ".", "out": ".", "model": {"config": {}}})
-    problems = []
+    preset, problems = _preset_alone(recipe), []
     for keys, other, values in IDLE:
         if _value(recipe, other) not in values:
             continue
@@ -45,6 +44,17 @@ def settings_without_effect(recipe: Recipe) -> list[Problem]:
                 remedy = f"Leave it out (it is {_written(anyway)} then), or change {other}"
                 problems.append(Problem(key, what, remedy))
     return problems + _temperature_problems(recipe)
+
+
+def rope_beyond_preset(recipe: Recipe) -> list[str]:
+    """The keys of ``model.rope`` that are given and say something else than the preset."""
+    known = _preset_alone(recipe).model.rope
+    given = recipe.model.rope.model_dump(exclude_none=True)
+    return [key for key, value in given.items() if value != getattr(known, key)]
+
+
+def _preset_alone(recipe: Recipe) -> Recipe:
+    return build_recipe({"preset": recipe.preset, "manifest": ".", "out": ".", "model": {"config": {}}})
 
 
 def _temperature_problems(recipe: Recipe) -> list[Problem]:
