@@ -16,7 +16,7 @@ from typing import Any
 from rich.console import Console
 
 from arms import collect_scores, markdown_table, run_name, summarise, train_two_at_a_time
-from openfino.demo import ARMS, Budget, random_start, write_recipe
+from openfino.demo import ARMS, Budget, starting_model, write_recipe
 from openfino.errors import OpenfinoError
 from openfino.runfolder import claim_workspace
 from openfino.sampledata import draw_sample
@@ -55,7 +55,7 @@ def main() -> None:
     draw_sample(arguments.out / "data", images=arguments.images, seed=0, workers=2)
     budget = Budget(images=arguments.images, steps=arguments.steps)
     seeds = range(arguments.seeds)
-    starts = {seed: random_start(arguments.out / f"start-{seed}", seed) for seed in seeds}
+    starts = {seed: starting_model(arguments.out / f"start-{seed}", seed) for seed in seeds}
     recipes = {
         run_name(arm, seed): write_recipe(
             arguments.out, run_name(arm, seed), VARIANTS[arm], starts[seed], seed, budget

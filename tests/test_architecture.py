@@ -15,6 +15,7 @@ ROOMS = [
         "settings_problems",
         "recipe",
         "presets",
+        "tiny",
         "distributed",
         "__init__",
     },

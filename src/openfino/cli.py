@@ -136,7 +136,7 @@ def adapt(
 
 @app.command()
 def probe(
-    model: Annotated[str, typer.Argument(help="A run, a model folder, a hub name or a weights file.")],
+    model: Annotated[str, typer.Argument(help="tiny, a run, a model folder, a hub name or a weights file.")],
     manifest: Annotated[Path, typer.Option(help="The table.")],
     label: Annotated[str, typer.Option(help="Column with the task label.")],
     split: Annotated[str, typer.Option(help="Column that names the split of each row.")] = "split",
@@ -179,7 +179,7 @@ def probe(
 
 @app.command()
 def embed(
-    model: Annotated[str, typer.Argument(help="A run, a model folder, a hub name or a weights file.")],
+    model: Annotated[str, typer.Argument(help="tiny, a run, a model folder, a hub name or a weights file.")],
     manifest: Annotated[Path, typer.Argument(help="The table, or a folder of images.")],
     out: Annotated[Path, typer.Option(help="The Parquet file to write.")],
     patches: Annotated[bool, typer.Option("--patches", help="Write patch tokens too.")] = False,
@@ -209,7 +209,7 @@ def embed(
 
 @app.command()
 def export(
-    source: Annotated[Path, typer.Argument(help="A run or a model folder.")],
+    source: Annotated[str, typer.Argument(help="tiny, a run, a model folder, a hub name or a weights file.")],
     out: Annotated[Path, typer.Option(help="The folder to write.")],
     to: Annotated[str, typer.Option(help="hf, timm, onnx or torch.")] = "hf",
     overwrite: Overwrite = False,

@@ -31,6 +31,8 @@ from openfino.runfolder import claim_workspace
 from openfino.sampledata import draw_sample
 from openfino.training.logging import read_metrics
 
+# What both arms start from: None for the random weights below, or the name of a model (``tiny.NAME``).
+START: str | None = None
 CHANNELS = ["nucleus", "protein", "microtubules", "er"]
 SIZE = 48
 BACKBONE = {
@@ -84,7 +86,7 @@ def run_demo(
 
     console.print("[bold]1. sample[/]  a drawn screen: 60 antibodies, 10 patterns, plates with batch effects")
     manifest = draw_sample(out / "data", images=budget.images, seed=0, workers=min(os.cpu_count() or 1, 2))
-    start = random_start(out / "start", seed)
+    start = starting_model(out / "start", seed)
     recipes = {arm: write_recipe(out, arm, factors, start, seed, budget) for arm, factors in ARMS.items()}
 
     console.print("[bold]2. check[/]   every problem of table, files and factors at once")
@@ -115,6 +117,11 @@ def run_demo(
     return results
 
 
+def starting_model(folder: Path, seed: int) -> str:
+    """What both arms start from, as recipes beside ``folder`` name it; random weights are written into ``folder``."""
+    return START or random_start(folder, seed).name
+
+
 def random_start(folder: Path, seed: int) -> Path:
     """A small vision transformer with random weights, from which both arms start."""
     backbone = random_backbone(BACKBONE, len(CHANNELS), keyed_seed(seed, Purpose.INIT))
@@ -126,9 +133,9 @@ def random_start(folder: Path, seed: int) -> Path:
 
 
 def write_recipe(
-    out: Path, name: str, factors: Mapping[str, Mapping[str, Any]], start: Path, seed: int, budget: Budget
+    out: Path, name: str, factors: Mapping[str, Mapping[str, Any]], start: str, seed: int, budget: Budget
 ) -> Path:
-    """The recipe of one arm.
+    """The recipe of one arm, from the model ``start`` (relative to ``out`` where it is a folder).
 
     The two differ in the role of the antibody, and so in the regulariser that the paper gives each kind of run:
     KoLeo to the plain arm, SIGReg to the guided one.
@@ -137,7 +144,7 @@ def write_recipe(
         "preset": "small",
         "manifest": "data/manifest.csv",
         "out": name,
-        "model": start.name,
+        "model": start,
         "seed": seed,
         "train_split": ["train"],
         "images": {"channels": CHANNELS, "normalization": "zscore"},

@@ -126,7 +126,7 @@ def _teacher_problems(recipe: Recipe, patch_size: int, channels: int, step: int)
             known = _normalization(recipe, config, channels)
         except OpenfinoError as error:
             what = str(error).removeprefix("model.source: ")
-            remedy = "Write start, ema, or the hub name, folder or weights file of a model"
+            remedy = "Write start, ema, tiny, or the hub name, folder or weights file of a model"
             return [Problem("objective.gram.teacher", what, remedy), *_crop_problems(recipe, 0, set())]
         # A refresh makes it a copy of the averaged teacher.
         patches = {own} if gram.refreshes(recipe.train.steps) == 0 else {own, patch_size}

@@ -206,7 +206,7 @@ def _patch_size(recipe: Recipe, problems: list[Problem]) -> int:
         backbone = family_of(config).backbone
         patch_size = backbone.patch_size_of(config)
     except OpenfinoError as error:
-        remedy = "Give a folder with config.json, a hub name that this machine can reach, or model.config"
+        remedy = "Give tiny, a folder with config.json, a hub name within reach, or model.config"
         problems.append(Problem("model", str(error), remedy))
         return 0
     problems += _mask_problems(recipe.objective, backbone)

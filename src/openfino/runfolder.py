@@ -17,6 +17,7 @@ import torch
 import yaml
 
 import openfino
+from openfino import tiny
 from openfino.errors import OpenfinoError
 from openfino.recipe import Recipe, dump_recipe
 from openfino.training.checkpoint import FOLDER, last_checkpoint
@@ -72,7 +73,8 @@ def _inputs(recipe: Recipe) -> dict[str, Path]:
     """Local files and folders that the run reads, by their keys."""
     paths = {"manifest": recipe.manifest}
     models = {"model.source": recipe.model.source, "objective.gram.teacher": recipe.objective.gram.source}
-    return paths | {key: Path(name) for key, name in models.items() if name and Path(name).exists()}
+    places = {key: Path(name) for key, name in models.items() if name and not tiny.is_tiny(name)}
+    return paths | {key: place for key, place in places.items() if place.exists()}
 
 
 def claim_folder(recipe: Recipe, *, resume: bool, overwrite: bool) -> Path | None:

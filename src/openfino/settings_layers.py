@@ -7,13 +7,14 @@ from typing import Any
 
 import yaml
 
+from openfino import tiny
 from openfino.errors import OpenfinoError
 
 PRESETS = ("paper", "small", "authors")
-# Where a recipe names a model, and the words there that are no model's name.
+# Where a recipe names a model, and the words there that name no file or folder.
 MODEL_KEYS: dict[tuple[str, ...], tuple[str, ...]] = {
-    ("model", "source"): (),
-    ("objective", "gram", "teacher"): ("start", "ema"),
+    ("model", "source"): tiny.NAMES,
+    ("objective", "gram", "teacher"): ("start", "ema", *tiny.NAMES),
 }
 
 Settings = dict[str, Any]
@@ -97,7 +98,7 @@ def make_paths_absolute(settings: Mapping[str, Any], folder: Path) -> Settings:
     """Settings whose ``manifest``, ``out`` and model folders, relative to ``folder``, no longer depend on it.
 
     A model is a folder or file if there is one of that name, or if it starts with ``./``, ``../``, ``/`` or ``~``;
-    any other text is a hub name and stays as it is.
+    any other text is a hub name and stays as it is, and so does ``tiny`` (:mod:`openfino.tiny`).
     """
     settings = expand_short_forms(settings)
     for key in ("manifest", "out"):

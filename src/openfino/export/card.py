@@ -8,6 +8,7 @@ from typing import Any
 import yaml
 
 import openfino
+from openfino import tiny
 from openfino.export.door import Door, Written
 from openfino.models.licence import DINOV3, LICENCE_LINKS, UNKNOWN, Parent, parent_of
 from openfino.models.store import LoadedModel
@@ -69,13 +70,17 @@ def _header(model: LoadedModel, parent: Parent, door: Door) -> dict[str, Any]:
 
 
 def _is_hub_name(source: str | None) -> bool:
-    return source is not None and bool(_HUB_NAME.fullmatch(source)) and not Path(source).exists()
+    if source is None or tiny.is_tiny(source):
+        return False
+    return bool(_HUB_NAME.fullmatch(source)) and not Path(source).exists()
 
 
 def _named(parent: Parent) -> str:
     """The parent without the path to it."""
     if parent.source is None:
         return "random weights"
+    if tiny.is_tiny(parent.source):
+        return f"`{tiny.NAME}`, the backbone that comes with openfino"
     return f"`{parent.source}`" if _is_hub_name(parent.source) else f"the local model `{parent.source}`"
 
 

@@ -86,7 +86,7 @@ def export(source: Path | str, out: Path | str, *, to: str = "hf", overwrite: bo
     and take the name ``out`` only if the features are the same.
 
     Args:
-        source: a run, a model folder or a hub name.
+        source: ``tiny``, a run, a model folder, a hub name or a weights file.
         out: the folder to write: absent, empty, or an earlier export where ``overwrite`` allows to replace it.
         to: ``hf`` (``AutoModel.from_pretrained``), ``timm`` (``timm.create_model("local-dir:...")``), ``onnx``
             (model.onnx) or ``torch`` (model.pt2 for ``torch.export.load``).

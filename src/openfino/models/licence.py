@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 from transformers import PreTrainedConfig
 
+from openfino import tiny
 from openfino.models.checkpoints import WEIGHTS, timm_json
 
 UNKNOWN = "unknown"
@@ -40,7 +41,7 @@ def licence_of(source: str | Path | None, config: PreTrainedConfig | None = None
     then the name that ``config`` remembers.
 
     Args:
-        source: hub name, folder or file; None for random weights.
+        source: hub name, folder or file, or ``tiny``; None for random weights.
         config: the model's configuration, where at hand: it may know the hub name behind a folder.
 
     Returns:
@@ -49,6 +50,8 @@ def licence_of(source: str | Path | None, config: PreTrainedConfig | None = None
     """
     if source is None:
         return None
+    if tiny.is_tiny(source):
+        return tiny.LICENCE
     place = Path(source).parent if Path(source).name in WEIGHTS else Path(source)
     for folder in (place, Path(source, "best"), Path(source, "model")):
         declared = _declared_in_card(folder / "README.md")
@@ -75,7 +78,7 @@ class Parent:
     """What a model was made from.
 
     Attributes:
-        source: hub name or folder; None for random weights.
+        source: hub name or folder, ``openfino/tiny`` for the shipped backbone; None for random weights.
         licence: as in :func:`licence_of`.
     """
 
@@ -95,8 +98,10 @@ def parent_of(provenance: Mapping[str, Any], config: PreTrainedConfig | None = N
 
 def public_name(source: str | None) -> str | None:
     """The name of a folder or file, not its place: what is written of it travels with the exported model."""
+    if tiny.is_tiny(source):
+        return tiny.PUBLIC_NAME
     is_place = source is not None and (Path(source).exists() or Path(source).is_absolute())
-    return Path(source).name if source and is_place else source
+    return tiny.as_source(Path(Path(source).name)) if source and is_place else source
 
 
 def public_provenance(

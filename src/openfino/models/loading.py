@@ -12,6 +12,7 @@ from huggingface_hub.utils import validate_repo_id
 from safetensors.torch import load_file
 from transformers import AutoConfig, PreTrainedConfig
 
+from openfino import tiny
 from openfino.errors import OpenfinoError
 from openfino.models.backbone import Backbone
 from openfino.models.channels import expand_channels
@@ -116,7 +117,13 @@ def pretrained_backbone(
     sizes = {name.removeprefix("model."): value.numel() for name, value in backbone.named_parameters()}
     lost = sum(sizes.get(name, 0) for name in missing)
     total = sum(sizes.values())
-    report = LoadReport(source, total - lost, total, missing, unexpected, [], notes)
+    shown = tiny.shown_name(source)
+    if shown == tiny.NAME and Path(shown).exists():
+        notes = [
+            *notes,
+            "this is the backbone that comes with openfino; the folder here of that name is ./tiny",
+        ]
+    report = LoadReport(shown, total - lost, total, missing, unexpected, [], notes)
     if report.fraction < MIN_MATCHED and not allow_partial:
         raise OpenfinoError(
             f"{report}\nUnder {MIN_MATCHED:.0%} of the parameters matched: this is not the model that its "

@@ -1,7 +1,7 @@
 """Models on disk: a Hugging Face folder plus ``openfino.json`` (preprocessing and provenance).
 
-``MODEL`` on the command line is a run folder (its best model, else its last), a model folder, a hub name, or a file of
-weights.
+``MODEL`` on the command line is ``tiny``, a run folder (its best model, else its last), a model folder, a hub name, or
+a file of weights.
 """
 
 import json
@@ -16,6 +16,7 @@ from typing import Any
 from safetensors.torch import save_file
 from transformers.utils import logging as hf_logging
 
+from openfino import tiny
 from openfino.errors import OpenfinoError
 from openfino.images.preprocess import Preprocessing
 from openfino.models.backbone import Backbone
@@ -46,8 +47,8 @@ class LoadedModel:
 
     @property
     def name(self) -> str:
-        """The folder or hub name it was loaded from."""
-        return str(self.folder) if self.folder else str(self.provenance.get("source", "model"))
+        """The folder or hub name it was loaded from, or ``tiny``."""
+        return tiny.shown_name(self.folder) if self.folder else str(self.provenance.get("source", "model"))
 
 
 @contextmanager
@@ -92,9 +93,13 @@ def save_backbone(
 def model_folder(source: str | Path) -> Path | None:
     """The folder that holds the weights of ``source``; None for a hub name, or a file with weights alone.
 
+    Here the word ``tiny`` becomes the folder of the shipped backbone.
+
     Raises:
-        OpenfinoError: for a run without a model yet, or a folder without a config.
+        OpenfinoError: for a run without a model yet, a folder without a config, or a damaged ``tiny``.
     """
+    if tiny.is_tiny(source):
+        return tiny.checked_folder()
     folder = Path(transformers_source(str(source)))
     if not folder.is_dir():
         return None
@@ -128,7 +133,7 @@ def load_model(source: str | Path) -> LoadedModel:
             backbone, Preprocessing.from_json(stored["preprocessing"]), stored["provenance"], folder, report
         )
     preprocessing = default_preprocessing(backbone, str(folder or source))
-    return LoadedModel(backbone, preprocessing, {"source": str(source)}, folder, report)
+    return LoadedModel(backbone, preprocessing, {"source": tiny.as_source(source)}, folder, report)
 
 
 def source_normalization(source: str | Path) -> Normalization:

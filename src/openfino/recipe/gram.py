@@ -17,7 +17,8 @@ class GramSettings(Section):
     """Whose patch similarities are kept.
 
     ``start``: the starting backbone, frozen. ``ema``: the run's own averaged teacher. Anything else: a model, frozen,
-    by its hub name, its folder (of a run, too) or its weights file; it may have another width and another patch size.
+    ``tiny``, or by its hub name, its folder (of a run, too) or its weights file; it may have another width and another
+    patch size.
     """
     start_step: Count = 0
     """First step of the term; before it costs nothing."""

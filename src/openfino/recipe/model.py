@@ -24,11 +24,12 @@ class RopeSettings(Section):
 
 
 class ModelSettings(Section):
-    """The backbone to start from: a hub name, a folder, a weights file, or a configuration with random weights."""
+    """The backbone to start from: ``tiny``, a hub name, a folder, a file, or a configuration with random weights."""
 
     source: str | None = None
-    """Hugging Face or timm hub name (``timm/...``), a folder (an export, a run, a timm model), or a file of DINOv3
-    weights (``.pth`` of Meta, ``.safetensors`` of timm)."""
+    """``tiny``, the backbone that comes with openfino (a folder of that name is ``./tiny``), a Hugging Face or timm hub
+    name (``timm/...``), a folder (an export, a run, a timm model), or a file of DINOv3 weights (``.pth`` of Meta,
+    ``.safetensors`` of timm)."""
     config: dict[str, Any] | None = None
     """For random weights: keys of the configuration in transformers of the family that ``model_type`` names
     (``dinov3_vit`` when not given; ``dinov3_convnext``, ``dinov2``, ``dinov2_with_registers``, ``siglip_vision_model``,
@@ -48,7 +49,7 @@ class ModelSettings(Section):
     def _one_source(self) -> Self:
         if (self.source is None) == (self.config is None):
             raise ValueError(
-                "give exactly one of 'source' (hub name, folder or file) and 'config' (random weights)"
+                "give exactly one of 'source' (tiny, hub name, folder or file) and 'config' (random weights)"
             )
         if self.config is not None and self.layer_norm_eps is not None:
             raise ValueError("'layer_norm_eps' is for weights files; write it into 'config'")
