@@ -284,3 +284,15 @@ def test_a_gpu_computes_the_same(preset):
         images.cuda(), {name: value.cuda() for name, value in stacked.items()}, preset
     ).cpu()
     torch.testing.assert_close(on_gpu, apply_photometric(images, stacked, preset), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(("low", "high"), [(0.1, 2.0), (0.1, 0.5), (1.0, 1.0)])
+def test_blur_lies_within_the_sigmas_that_the_recipe_gives(low: float, high: float) -> None:
+    draws = [
+        draw_parameters(keyed_generator(3, number), "natural", "global_1", RGB, None, (low, high))[
+            "blur_sigma"
+        ]
+        for number in range(64)
+    ]
+    assert low <= min(draws) and max(draws) <= high + 1e-6
+    assert (max(draws) - min(draws)) >= 0.8 * (high - low)

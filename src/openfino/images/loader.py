@@ -430,7 +430,11 @@ class _StepDataset(Dataset[Any]):
             crops.append(cut(source, box, size, *turn))
             if gram_size is not None and not is_local:
                 grams.append(cut(source, box, gram_size, *turn))
-            parameters.append(draw_parameters(photometric, views.preset, kind, self.channels, self.protein))
+            parameters.append(
+                draw_parameters(
+                    photometric, views.preset, kind, self.channels, self.protein, views.blur_sigma
+                )
+            )
         return _ImageViews(row, crops[:2], crops[2:], parameters[:2], parameters[2:], grams)
 
     def _masks(self, step: int, slots: range) -> Tensor:

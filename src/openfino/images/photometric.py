@@ -25,7 +25,6 @@ _JITTER_PROBABILITY = 0.8
 _BRIGHTNESS, _CONTRAST, _SATURATION, _HUE = 0.4, 0.4, 0.2, 0.1
 _GRAY_PROBABILITY = 0.2
 _BLUR_PROBABILITY = {"global_1": 1.0, "global_2": 0.1, "local": 0.5}
-_BLUR_SIGMA = (0.1, 2.0)
 _BLUR_RADIUS = 4
 _SOLARISE_PROBABILITY = {"global_1": 0.0, "global_2": 0.2, "local": 0.0}
 _SOLARISE_THRESHOLD = 128 / 255
@@ -46,6 +45,7 @@ def draw_parameters(
     kind: CropKind,
     channels: Sequence[str],
     protein: int | None,
+    blur_sigma: tuple[float, float] = (0.1, 2.0),
 ) -> dict[str, np.ndarray]:
     """Draw what happens to one crop.
 
@@ -55,6 +55,7 @@ def draw_parameters(
         kind: the two global crops differ in blur and solarise.
         channels: names of the C channels.
         protein: index of the channel that is never dropped and whose contrast varies; ``fluorescence`` only.
+        blur_sigma: weakest and strongest blur, pixels; not in ``fluorescence``.
 
     Returns:
         float32 arrays. ``fluorescence``: ``contrast`` [C], ``brightness`` [C] (factors), ``keep`` [C] (0 or
@@ -72,7 +73,7 @@ def draw_parameters(
         "blur_sigma": 0.0,
     }
     if u[3] < _BLUR_PROBABILITY[kind]:
-        drawn["blur_sigma"] = _BLUR_SIGMA[0] + u[4] * (_BLUR_SIGMA[1] - _BLUR_SIGMA[0])
+        drawn["blur_sigma"] = blur_sigma[0] + u[4] * (blur_sigma[1] - blur_sigma[0])
     if len(channels) == 3:
         drawn["saturation"] = 1 + _SATURATION * (2 * u[5] - 1)
         drawn["hue"] = _HUE * (2 * u[6] - 1)

@@ -41,12 +41,14 @@ class ViewSettings(Section):
     global_scale: Range = (0.4, 1.0)
     local_scale: Range = (0.05, 0.4)
     aspect: Range = (3 / 4, 4 / 3)
+    blur_sigma: Range = (0.1, 2.0)
+    """Weakest and strongest blur, pixels of the crop (not in ``fluorescence``). The default is for crops of about 224."""
     protein_channel: str | None = None
     """For ``fluorescence``: the channel that is never dropped and whose contrast varies."""
 
     @model_validator(mode="after")
     def _ranges(self) -> Self:
-        for name in ("global_scale", "local_scale", "aspect"):
+        for name in ("global_scale", "local_scale", "aspect", "blur_sigma"):
             low, high = getattr(self, name)
             if not 0 < low <= high:
                 raise ValueError(f"{name} must be (low, high) with 0 < low <= high, not {(low, high)}")
