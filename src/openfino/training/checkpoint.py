@@ -1,8 +1,8 @@
 """Checkpoints: one folder per step, written beside and renamed into place, so that a kill loses nothing.
 
 A checkpoint holds ``tensors.safetensors`` (student, objective, teacher, Gram teacher if it has weights of its own, and
-the optimizer's state, all by name) and ``state.json`` (the next step, counters, rows that could not be read). Nothing in
-it is pickled.
+the optimizer's state, all by name) and ``state.json`` (the next step, counters, unreadable rows). Nothing in it is
+pickled.
 """
 
 import json
