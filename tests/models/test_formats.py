@@ -229,6 +229,16 @@ def test_the_heads_of_timm_come_from_its_configuration_else_from_the_width():
     assert "no configuration names the number of heads: 6" in guessed.notes[0]
 
 
+@pytest.mark.parametrize(
+    "config", [{"model_args": [1]}, {"model_args": {"num_heads": "two"}}, {"pretrained_cfg": "lvd1689m"}]
+)
+def test_a_configuration_that_is_not_timms_is_refused(config):
+    converted = from_meta(random_meta())
+    state = to_timm(converted.state, DINOv3ViTConfig(**converted.config))
+    with pytest.raises(OpenfinoError, match=r"config\.json cannot be understood"):
+        from_timm(state, config)
+
+
 def test_a_classifier_of_timm_is_left_out_and_said():
     state = to_timm(from_meta(random_meta()).state, config_of(TINY, patch_size=8))
     state |= {

@@ -83,7 +83,7 @@ def from_timm(state: Mapping[str, Tensor], config_json: Mapping[str, Any] | None
             of heads, and the size of the images.
 
     Raises:
-        OpenfinoError: if this is not the state dict of a DINOv3 ViT.
+        OpenfinoError: if this is not the state dict of a DINOv3 ViT, or the configuration is none of timm's.
     """
     if "pos_embed" in state:
         raise OpenfinoError(
@@ -106,7 +106,12 @@ def from_timm(state: Mapping[str, Tensor], config_json: Mapping[str, Any] | None
         unexpected += [f"blocks.{index}.{name}" for name in rest]
     notes += fill_absent(target, len(blocks))
     shapes = shapes_of(target, len(blocks))
-    heads, guessed = _heads(shapes["hidden_size"], config_json or {})
+    try:
+        heads, guessed = _heads(shapes["hidden_size"], config_json or {})
+        theta = float(_arguments(config_json or {}).get("rope_temperature", 100.0))
+        image_size = _image_size(config_json or {})
+    except (AttributeError, TypeError, ValueError) as error:
+        raise OpenfinoError(f"its config.json cannot be understood ({error})") from None
     if guessed:
         notes.append(
             f"no configuration names the number of heads: {heads}, as the released models of this width have"
@@ -114,9 +119,9 @@ def from_timm(state: Mapping[str, Tensor], config_json: Mapping[str, Any] | None
     config = {
         **shapes,
         "num_attention_heads": heads,
-        "rope_theta": float(_arguments(config_json or {}).get("rope_temperature", 100.0)),
+        "rope_theta": theta,
         "layer_norm_eps": EPSILON,
-        "image_size": _image_size(config_json or {}),
+        "image_size": image_size,
     }
     return Converted(config, target, sorted(unexpected), notes)
 
