@@ -12,7 +12,7 @@ from openfino.errors import OpenfinoError
 from openfino.export import export, hf
 from openfino.export.hf import preprocessor_config
 from openfino.images.preprocess import Preprocessing
-from openfino.models.licence import licence_of
+from openfino.models.licence import licence_of, public_provenance
 from openfino.models.store import load_model, quiet_transformers, save_backbone
 from tiny_models import tiny_model
 
@@ -55,11 +55,12 @@ def test_transformers_opens_the_folder_and_gives_the_same_features(tmp_path, cha
 def test_openfino_opens_its_own_export_with_preprocessing_and_provenance(run_folder, tmp_path):
     export(run_folder, tmp_path / "out")
     model = load_model(tmp_path / "out")
-    assert model.provenance == PROVENANCE
+    assert model.provenance == public_provenance(PROVENANCE)
     assert model.preprocessing == tiny_model().preprocessing
     assert licence_of(tmp_path / "out") == "dinov3-license"
     again = export(tmp_path / "out", tmp_path / "again")
     assert again.files == FILES
+    assert load_model(tmp_path / "again").provenance == model.provenance
 
 
 def test_features_that_differ_stop_the_export(run_folder, tmp_path, monkeypatch):
