@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: install demo test lint format fidelity bench-fashion clean
+.PHONY: install demo test lint format fidelity tiny bench-fashion clean
 install: $(STAMP)
 
 # The constraints pin the tested set: an open range would fetch gigabytes of CUDA packages.
@@ -30,6 +30,10 @@ format: install
 
 fidelity: install
 	$(BIN)/python tests/fidelity/page.py
+
+# Hours; goes on where it was stopped. Needs Debian's dataset-fashion-mnist, on which training is watched.
+tiny: install
+	$(BIN)/python benchmarks/build_tiny.py
 
 bench-fashion: install
 	$(BIN)/python benchmarks/fashion.py --overwrite

@@ -1,11 +1,14 @@
 import json
 
 import pytest
+import torch
 from rich.console import Console
 
-from openfino.demo import Budget, run_demo
+from openfino import demo
+from openfino.demo import ARMS, CHANNELS, Budget, keep_start, run_demo, starting_model, write_recipe
 from openfino.errors import OpenfinoError
-from openfino.models.store import load_model
+from openfino.models.store import load_model, save_backbone
+from tiny_models import tiny_model
 
 QUIET = Console(quiet=True)
 
@@ -34,3 +37,21 @@ def test_a_folder_that_is_no_demo_is_left_alone(tmp_path):
         with pytest.raises(OpenfinoError, match="not empty"):
             run_demo(tmp_path, overwrite=overwrite, console=QUIET)
     assert (tmp_path / "data" / "manifest.csv").is_file()
+
+
+def test_a_named_start_is_kept_as_the_arms_see_it(tmp_path, monkeypatch):
+    model = tiny_model()
+    save_backbone(tmp_path / "rgb", model.backbone, model.preprocessing, {})
+    monkeypatch.setattr(demo, "START", str(tmp_path / "rgb"))
+    start = starting_model(tmp_path / "start", seed=0)
+    assert not (tmp_path / "start").exists()  # nothing random is drawn
+    keep_start(tmp_path / "start", write_recipe(tmp_path, "ssl", ARMS["ssl"], start, 0, Budget()))
+    kept = load_model(tmp_path / "start")
+    assert (kept.preprocessing.channels, kept.preprocessing.normalization) == (CHANNELS, "zscore")
+    assert kept.preprocessing.size == (48, 48)
+    assert kept.provenance["parent"] == {"source": "rgb", "licence": "unknown"}
+    grey = torch.rand(1, 1, 32, 32, generator=torch.Generator().manual_seed(0))  # every channel alike
+    with torch.no_grad():
+        ours = kept.backbone(grey.expand(1, 4, 32, 32)).cls
+        theirs = model.backbone(grey.expand(1, 3, 32, 32)).cls
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-4)

@@ -19,13 +19,16 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from openfino.adapt import starting_backbone
 from openfino.check import check_source
 from openfino.errors import InputProblemsError, OpenfinoError
 from openfino.export import export
 from openfino.images.preprocess import Preprocessing
 from openfino.keyed import Purpose, keyed_seed
+from openfino.models.licence import licence_of, public_name
 from openfino.models.loading import random_backbone
 from openfino.models.store import save_backbone
+from openfino.recipe import load_recipe
 from openfino.report.demo_page import write_demo_page
 from openfino.runfolder import claim_workspace
 from openfino.sampledata import draw_sample
@@ -88,6 +91,8 @@ def run_demo(
     manifest = draw_sample(out / "data", images=budget.images, seed=0, workers=min(os.cpu_count() or 1, 2))
     start = starting_model(out / "start", seed)
     recipes = {arm: write_recipe(out, arm, factors, start, seed, budget) for arm, factors in ARMS.items()}
+    if START:
+        keep_start(out / "start", recipes["ssl"])
 
     console.print("[bold]2. check[/]   every problem of table, files and factors at once")
     for recipe in recipes.values():
@@ -120,6 +125,18 @@ def run_demo(
 def starting_model(folder: Path, seed: int) -> str:
     """What both arms start from, as recipes beside ``folder`` name it; random weights are written into ``folder``."""
     return START or random_start(folder, seed).name
+
+
+def keep_start(folder: Path, recipe: Path) -> None:
+    """The named model as the arms of ``recipe`` start from it, with its patch embedding fitted to their channels."""
+    settings = load_recipe(recipe)
+    backbone, _ = starting_backbone(settings, CHANNELS)
+    source = settings.model.source
+    parent = {"source": public_name(source), "licence": licence_of(source, backbone.config)}
+    preprocessing = Preprocessing(
+        size=settings.views.global_size, normalization=settings.images.normalization, channels=CHANNELS
+    )
+    save_backbone(folder, backbone, preprocessing, {"source": parent["source"], "parent": parent})
 
 
 def random_start(folder: Path, seed: int) -> Path:
