@@ -29,6 +29,7 @@ class Purpose(IntEnum):
     PROBE = 11
     REPLACEMENT = 12
     PROCEDURAL = 13
+    AUDIT = 14
 
 
 def keyed_generator(*key: int) -> np.random.Generator:

@@ -130,12 +130,12 @@ def read_manifest(
         if column.name in paths:
             columns.append(_without(column.cast(pl.String), column.cast(pl.String).str.strip_chars() == ""))
             continue
-        column = _masked(column, missing)
+        column = masked(column, missing)
         columns.append(typed(column) if source.suffix.lower() in SEPARATORS else column)
     return Manifest(source, root, pl.DataFrame(columns), paths, tuple(missing), lines)
 
 
-def _masked(column: pl.Series, missing: Sequence[str]) -> pl.Series:
+def masked(column: pl.Series, missing: Sequence[str]) -> pl.Series:
     """``column`` with null for everything that means "no value", and no blanks around text."""
     if column.dtype in (pl.Categorical, pl.Enum):
         column = column.cast(pl.String)

@@ -1,0 +1,1 @@
+"""Which columns? What a table says about itself before anything is trained."""
