@@ -147,7 +147,7 @@ def test_no_row_of_another_split_trains_unless_asked(settings, splits):
         ({"probe": {"label": "y", "val": "val"}}, "split column"),
         ({"probe": {"label": "y", "metric": "worst_group_accuracy"}}, "needs 'group'"),
         ({"probe": {"split": "s", "val": "val"}}, "'val' would have no effect without 'label'"),
-        ({"probe": {"every": 5}}, "'every' would have no effect without 'label'"),
+        ({"probe": {"every": 5, "pictures": 0}}, "'every' would have no effect without 'label'"),
         (
             {"probe": {"split": "s", "tests": ["test"], "group": "g", "val": "v"}},
             "'val', 'tests', 'group' would have no effect without 'label'",

@@ -38,7 +38,7 @@ SETTINGS = {
         "workers": 0,
         "threads": 1,
     },
-    "probe": {"split": "split"},
+    "probe": {"split": "split", "pictures": 1},
 }
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
+from openfino.diagnostics.pictures import Pictures
 from openfino.distributed import World, barrier, choose_device, gather_objects, join_world
 from openfino.errors import OpenfinoError
 from openfino.factors.encode import EncodedFactor, Vocabulary, load_vocabularies, save_vocabularies
@@ -96,9 +97,11 @@ def adapt(
         size=recipe.views.global_size, normalization=recipe.images.normalization, channels=ready.channels
     )
     prober = Prober(recipe, ready.manifest, preprocessing, provenance, device)
+    pictures = Pictures(recipe, ready.manifest, ready.rows, preprocessing, device)
     probing = world.is_main and (recipe.probe.label is not None or bool(recipe.factors))
     baseline: Mapping[str, float] = {}
     if world.is_main:
+        pictures.forget_after(state["step"])
         save_vocabularies(recipe.out / VOCABULARY_FILE, vocabularies)
         write_whole(recipe.out / "environment.json", json.dumps(describe_environment(device), indent=1))
     if probing:
@@ -123,6 +126,8 @@ def adapt(
         metrics = prober.probe(run.teacher.backbone, step, full=step == recipe.train.steps) if probing else {}
         if probing:
             run.log.say(prober.line(step))
+        if world.is_main:
+            pictures.draw(run.teacher.backbone, step, run.log)
         barrier()
         return metrics
 
@@ -135,6 +140,8 @@ def adapt(
         run.log = log
         if baseline:
             log.write(0, baseline)
+        if world.is_main and run.step == 0:
+            pictures.draw(run.teacher.backbone, 0, log)
         train(run, _batches(recipe, ready, run, world))
         log.write(total_steps - 1, probe_now(total_steps))
         save_model(run.step)

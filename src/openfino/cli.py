@@ -102,6 +102,71 @@ def check(
 
 
 @app.command()
+def audit(
+    manifest: Annotated[Path, typer.Argument(help="The table, or a folder of images.")],
+    label: Annotated[
+        str | None, typer.Option(help="The task's column, to warn of columns that give it away.")
+    ] = None,
+    split: Annotated[
+        str | None, typer.Option(help="Column that names the splits. Default: found by name.")
+    ] = None,
+    train: Annotated[str | None, typer.Option(help="The split that trains. Default: found by name.")] = None,
+    kind: Annotated[
+        list[str] | None,
+        typer.Option(metavar="COLUMN=KIND", help="dose=continuous, angle=cyclic:360; may be repeated."),
+    ] = None,
+    given: Annotated[
+        list[str] | None, typer.Option(metavar="Y|X,Z", help="Show U(Y|X,Z) of these three; may be repeated.")
+    ] = None,
+    keep: Annotated[
+        list[str] | None, typer.Option(help="Column that says what the image shows; may be repeated.")
+    ] = None,
+    forget: Annotated[
+        list[str] | None, typer.Option(help="Column that says how it was taken; may be repeated.")
+    ] = None,
+    group: Annotated[
+        list[str] | None,
+        typer.Option(help="Column whose values belong on one side of a split; may be repeated."),
+    ] = None,
+    write: Annotated[
+        Path | None, typer.Option(metavar="RECIPE", help="Write a recipe with the advised roles.")
+    ] = None,
+    html: Annotated[Path | None, typer.Option(metavar="PAGE", help="Write everything as one page.")] = None,
+    path_column: PathColumns = None,
+    missing: Missing = None,
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+) -> None:
+    """Which columns are entangled, and which role is safe for each? Reads the table, no image."""
+    from rich.console import Console
+
+    from openfino.audit.analysis import run_audit
+    from openfino.audit.command import check_outputs, parse_given, parse_kinds, write_outputs
+    from openfino.audit.terminal import print_audit
+
+    check_outputs(write, html, overwrite=overwrite)
+    found = run_audit(
+        manifest,
+        label=label,
+        split=split,
+        train=train,
+        kinds=parse_kinds(kind or []),
+        given=parse_given(given or []),
+        keep=keep or [],
+        forget=forget or [],
+        groups=group or [],
+        path_columns=path_column or [],
+        missing=missing or [],
+    )
+    if as_json:
+        typer.echo(json.dumps(found.to_json(), indent=1))
+    else:
+        print_audit(found, Console())
+    for written in write_outputs(found, manifest, recipe=write, page=html):
+        typer.echo(f"wrote {written}", err=as_json)
+
+
+@app.command()
 def adapt(
     recipe: Annotated[Path, typer.Argument(help="The recipe (.yaml).")],
     overrides: Annotated[
@@ -203,6 +268,53 @@ def embed(
         overwrite=overwrite,
         path_columns=path_column or [],
         missing=missing or [],
+    )
+    typer.echo(json.dumps(report.to_json(), indent=1) if as_json else str(report))
+
+
+@app.command()
+def viz(
+    model: Annotated[str, typer.Argument(help="tiny, a run, a model folder, a hub name or a weights file.")],
+    images: Annotated[list[Path], typer.Argument(help="Image files, or one folder of images, or one table.")],
+    out: Annotated[Path, typer.Option(help="The folder to write: sheet.png, panels/ and viz.json.")],
+    size: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Side in pixels that images are resized to, divisible by the patch size; may be larger than in "
+            "training. Default: the model's own.",
+        ),
+    ] = None,
+    patch: Annotated[
+        str | None,
+        typer.Option(metavar="ROW,COLUMN", help="Reference patch, from 0,0. Default: the centre."),
+    ] = None,
+    limit: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Images to draw, evenly spaced. Default: 16 of a folder or table, every named file."
+        ),
+    ] = None,
+    path_column: PathColumns = None,
+    batch_size: BatchSize = 8,
+    device: Device = "auto",
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+) -> None:
+    """Draw what the patches show: PCA as colours, cosine to one patch and to CLS; RankMe and numbers beside it."""
+    from openfino.diagnostics.command import viz_command
+
+    report = viz_command(
+        model,
+        images,
+        out,
+        size=size,
+        patch=patch,
+        limit=limit,
+        path_columns=path_column or [],
+        batch_size=batch_size,
+        device=device,
+        overwrite=overwrite,
     )
     typer.echo(json.dumps(report.to_json(), indent=1) if as_json else str(report))
 

@@ -1,8 +1,9 @@
 """The folder of a run: who may write into it, and what is written there once.
 
 ``recipe.yaml`` (resolved), ``environment.json``, ``factors.json``, ``metrics.jsonl``, ``probes.jsonl``,
-``checkpoints/``, ``tensorboard/``, ``model/`` (the teacher's backbone at the last checkpoint), ``best/`` (the best by
-the probe, if a validation split is named), ``summary.json`` at the end.
+``checkpoints/``, ``tensorboard/``, ``pictures/`` (what the teacher sees in a few images), ``model/`` (the teacher's
+backbone at the last checkpoint), ``best/`` (the best by the probe, if a validation split is named), ``summary.json`` at
+the end.
 """
 
 import importlib.metadata
@@ -35,6 +36,7 @@ FREE_ON_RESUME = {
     "train.checkpoint_every",
     "train.keep_checkpoints",
     "probe.every",
+    "probe.pictures",
 }
 
 

@@ -9,6 +9,7 @@ from fake_demo import EVIL, LABELS, make_table
 from PIL import Image
 
 from openfino.evaluation.features import Features
+from openfino.images.display import composite
 from openfino.manifest import read_manifest
 from openfino.models.store import save_backbone
 from openfino.report import neighbours
@@ -20,7 +21,6 @@ from openfino.report.neighbours import (
     neighbour_section,
     picture_address,
 )
-from openfino.sampledata.sheet import composite
 from tiny_models import tiny_model
 
 

@@ -54,7 +54,7 @@ def probe_command(
         InputProblemsError: with everything that the manifest does not hold.
         OpenfinoError: if the manifest or the model cannot be read.
     """
-    loaded = _open(model)
+    loaded = open_model(model)
     table = read_table_for(loaded, manifest, path_columns, missing)
     known_split = split in table.table.columns
     if not known_split and (split != DEFAULT_SPLIT or tests):
@@ -102,7 +102,7 @@ def embed_command(
     Raises:
         OpenfinoError: if the manifest or the model cannot be read, or ``out`` exists.
     """
-    loaded = _open(model)
+    loaded = open_model(model)
     table = read_table_for(loaded, manifest, path_columns, missing)
     with shown_progress("embedding") as progress:
         return embed(
@@ -238,7 +238,7 @@ def _recipe(model: LoadedModel) -> dict[str, Any]:
     return model.provenance.get("recipe") or {}
 
 
-def _open(model: str) -> LoadedModel:
+def open_model(model: str) -> LoadedModel:
     """The model, with a word on standard error about what became of its weights."""
     loaded = load_model(model)
     Console(stderr=True).print(str(loaded.report), highlight=False, markup=False, soft_wrap=True)

@@ -4,7 +4,7 @@ from typing import Literal, Self
 
 from pydantic import model_validator
 
-from openfino.recipe.section import Positive, Section
+from openfino.recipe.section import Count, Positive, Section
 
 
 class ProbeSettings(Section):
@@ -24,17 +24,21 @@ class ProbeSettings(Section):
     """Column for worst-group accuracy."""
     k: Positive = 20
     every: Positive | None = None
-    """Probe every n steps; only at the start and the end when not given."""
+    """Probe, and draw ``pictures``, every n steps; only at the start and the end when not given."""
     metric: Literal["accuracy", "macro_f1", "worst_group_accuracy"] = "macro_f1"
     """The metric that selects the best checkpoint."""
     method: Literal["knn", "linear"] = "knn"
     """The probe that selects the best checkpoint."""
     max_rows: Positive | None = None
     """Probe on at most this many rows of each split."""
+    pictures: Count = 4
+    """With each probe, draw what the teacher sees in this many images that do not train (in training images if all
+    train): ``pictures/`` and TensorBoard."""
 
     @model_validator(mode="after")
     def _needs(self) -> Self:
-        given = [name for name in ("val", "every", "tests", "group") if getattr(self, name)]
+        needing = ("val", "tests", "group") if self.pictures else ("val", "every", "tests", "group")
+        given = [name for name in needing if getattr(self, name)]
         if given and self.label is None:
             raise ValueError(
                 f"{', '.join(map(repr, given))} would have no effect without 'label': name the column of the task "

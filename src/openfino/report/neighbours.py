@@ -17,11 +17,11 @@ from torch.nn import functional as F
 
 from openfino.evaluation.features import Features, extract_features
 from openfino.evaluation.splits import encode_column, probe_generator
+from openfino.images.display import composite
 from openfino.images.read import read_image
 from openfino.manifest import Manifest
 from openfino.models.store import load_model
 from openfino.report.curves import ARM_NAMES
-from openfino.sampledata.sheet import composite
 
 QUERIES, NEIGHBOURS, BANK_ROWS = 8, 5, 600
 _QUALITY = 85  # of the JPEG files

@@ -3,17 +3,13 @@
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import polars as pl
 import tifffile
 from PIL import Image, ImageDraw, ImageFont
 
+from openfino.images.display import composite
 from openfino.sampledata.screen import LOCALIZATIONS
 
-# As in the Human Protein Atlas: nucleus blue, protein green, microtubules red, ER yellow.
-_COLOURS = np.array(
-    [[0.15, 0.25, 1.0], [0.0, 1.0, 0.0], [1.0, 0.0, 0.0], [0.55, 0.45, 0.0]], dtype=np.float32
-)
 _PANELS = ("protein", "nucleus", "microtubules", "ER")
 _PANEL_CHANNELS = (1, 0, 2, 3)
 _COMPOSITES = 5
@@ -62,9 +58,3 @@ def _examples(table: pl.DataFrame, localization: str) -> list[str]:
     turn = pl.int_range(pl.len()).over("cell_line")
     again = pl.int_range(pl.len()).over("antibody")
     return rows.sort([turn, again, "path"])["path"].to_list()[:_COMPOSITES]
-
-
-def composite(image: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-    """[4, H, W] -> RGB [H, W, 3]: the sum of the coloured channels."""
-    mixed = np.tensordot(image.astype(np.float32), _COLOURS, axes=(0, 0))
-    return np.clip(np.rint(mixed), 0, 255).astype(np.uint8)

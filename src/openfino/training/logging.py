@@ -8,6 +8,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+import numpy as np
+from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -98,6 +100,11 @@ class RunLog:
             if not self.console.is_terminal and tenth > self._printed_tenth:
                 self._printed_tenth = tenth
                 self.console.print(f"step {step + 1}/{self.total_steps}  {note}", highlight=False)
+
+    def picture(self, step: int, name: str, pixels: NDArray[np.uint8]) -> None:
+        """Show an RGB image [h, w, 3] in TensorBoard, at ``step`` as :meth:`write` counts."""
+        if self.active:
+            self._board.add_image(name, pixels, step, dataformats="HWC")
 
     def say(self, text: str) -> None:
         """A line for the user, above the progress bar."""

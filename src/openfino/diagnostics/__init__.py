@@ -1,0 +1,1 @@
+"""What a backbone sees, as pictures and numbers: ``openfino viz``, and the pictures of a run."""
