@@ -90,10 +90,8 @@ def main() -> None:
             del table
             command = [sys.executable, __file__, "--file", str(file)]
             found = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-            print(
-                f"| {rows:,} | {columns} | {found['seconds']:.2f} | {found['cpu_seconds']:.2f} | {found['peak_gb']:.2f} |",
-                flush=True,
-            )
+            figures = " | ".join(f"{found[key]:.2f}" for key in ("seconds", "cpu_seconds", "peak_gb"))
+            print(f"| {rows:,} | {columns} | {figures} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -89,9 +89,7 @@ def advise(
         if name == label:
             advice[name] = Advice("label", f"{name} is the task; training never sees it.")
         elif name == split:
-            advice[name] = Advice(
-                USELESS, "It says which split an image is in: a division of the work, not of the images."
-            )
+            advice[name] = Advice(USELESS, "It says which split an image is in.")
         elif name in useless:
             advice[name] = Advice(USELESS, useless[name])
         else:
@@ -151,7 +149,8 @@ def _condition(
         return Advice(ENTANGLED.format(widest.of), reason, widest.of)
     among = table.among(name, contents)
     most = max((pair.u_adjusted for pair in among), default=0.0)
-    reason = f"{opening}, and it says next to nothing about any column worth keeping (corrected U at most {max(most, 0.0):.2f})."
+    said = f"next to nothing about any column worth keeping (corrected U at most {max(most, 0.0):.2f})"
+    reason = f"{opening}, and it says {said}."
     shared = [pair.of for pair in table.among(name, conditions) if holds(pair)]
     if shared:
         reason = f"{reason[:-1]}; it goes together with {_list(shared)}, which would be forgotten with it."

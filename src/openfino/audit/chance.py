@@ -67,7 +67,7 @@ def _margins(counts: NDArray[np.int64]) -> tuple[Floats, Floats]:
     if len(values) <= _MOST_MARGINS:
         return values, times.astype(np.float64)
     place = np.linspace(0, _MOST_MARGINS - 1e-9, len(values)).astype(int)
-    merged = np.bincount(place, weights=times)
+    merged: Floats = np.bincount(place, weights=times).astype(np.float64)
     return np.bincount(place, weights=times * values) / merged, merged
 
 

@@ -1,9 +1,10 @@
 """Columns as small whole numbers: every value, or every bin of a continuous or cyclic column, gets a code."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from itertools import pairwise
 
 import numpy as np
 import polars as pl
@@ -70,9 +71,9 @@ def code_column(column: pl.Series, kind: FactorKind | None = None, period: Perio
         return _discrete(column, reason)
     reading = read_phases(column, period) if period is not None else read_numbers(column)
     numbers = reading.numbers.to_numpy()
-    coded = _binned(column.name, numbers, length=None if period is None else period_length(period))
-    if coded.low is not None and reading.is_time and period is None:
-        coded = replace(coded, is_time=True, labels=_time_labels(coded.labels))
+    length = None if period is None else period_length(period)
+    form = time_text if reading.is_time and period is None else number_text
+    coded = _binned(column.name, numbers, length, form)
     return replace(coded, kind=kind, reason=reason, is_time=reading.is_time)
 
 
@@ -126,7 +127,9 @@ def _discrete(column: pl.Series, reason: str) -> Coded:
     return Coded(column.name, "discrete", reason, codes, counted[used], labels)
 
 
-def _binned(name: str, numbers: NDArray[np.float64], length: float | None) -> Coded:
+def _binned(
+    name: str, numbers: NDArray[np.float64], length: float | None, form: Callable[[float], str]
+) -> Coded:
     """Quantile bins of numbers with NaN where missing; fractions of a turn if there is a ``length`` of the turn."""
     missing = np.isnan(numbers)
     known = int(len(numbers) - np.count_nonzero(missing))
@@ -148,7 +151,7 @@ def _binned(name: str, numbers: NDArray[np.float64], length: float | None) -> Co
     ends = [float(sample[0]), *edges.tolist(), float(sample[-1])]
     if length is not None:
         ends = [(end + start) % 1.0 * length for end in ends]
-    labels = [f"{a:.6g} to {b:.6g}" for a, b in zip(ends[:-1], ends[1:], strict=True)]
+    labels = [f"{form(a)} to {form(b)}" for a, b in pairwise(ends)]
     coded = Coded(name, "continuous", "", codes, counts, labels, True, low, high)
     return coded if np.all(counts > 0) else _without_empty(coded)
 
@@ -169,12 +172,13 @@ def _without_empty(coded: Coded) -> Coded:
     used = np.flatnonzero(coded.counts)
     new = np.full(coded.size + 1, len(used), dtype=np.uint8)
     new[used] = np.arange(len(used))
-    labels = [coded.labels[code] for code in used]
+    labels = [coded.labels[code] for code in used.tolist()]
     return replace(coded, codes=new[coded.codes], counts=coded.counts[used], labels=labels)
 
 
-def _time_labels(labels: Sequence[str]) -> list[str]:
-    return [" to ".join(time_text(float(end)) for end in label.split(" to ")) for label in labels]
+def number_text(value: float) -> str:
+    """A number in at most six digits."""
+    return f"{value:.6g}"
 
 
 def time_text(seconds: float) -> str:

@@ -6,6 +6,7 @@ Every pair of columns is counted once; all figures come from the counts, never f
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -89,9 +90,9 @@ def count_joint(given: Sequence[Coded], y: Coded) -> Contingency:
     return Contingency(counts, x_codes, y_codes, x_rows, y_rows)
 
 
-def _keys(columns: Sequence[Coded], sizes: Sequence[int], dtype: type, rows: slice) -> NDArray[np.generic]:
+def _keys(columns: Sequence[Coded], sizes: Sequence[int], dtype: type, rows: slice) -> NDArray[Any]:
     """The number of each row's cell."""
-    keys = columns[0].codes[rows].astype(dtype)
+    keys: NDArray[Any] = columns[0].codes[rows].astype(dtype)
     for column, size in zip(columns[1:], sizes[1:], strict=True):
         keys *= dtype(size)
         keys += column.codes[rows].astype(dtype, copy=False)

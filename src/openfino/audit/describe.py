@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from openfino.audit.coding import Coded, code_column, time_text
+from openfino.audit.coding import Coded, code_column, number_text, time_text
 from openfino.audit.source import Source
 from openfino.audit.words import names_a_condition, names_an_identifier
 from openfino.factors.numbers import Period
@@ -22,6 +22,7 @@ _SAMPLE = 2000
 _WORDS, _LENGTH, _TEXTS = 4.0, 60.0, 0.3
 _COUNTED_EXACTLY = 1_000_000
 _IN_PATH = 0.95
+_FILE = r"(?i)\.(tiff?|png|jpe?g|bmp|webp|gif|npy|dcm)\s*$"
 _SEPARATORS = re.compile(r"[\\/_.\s-]+")
 
 
@@ -44,6 +45,7 @@ class Column:
         bins: continuous and cyclic: the ranges of the quantile bins.
         set_aside: why it takes no part in the dependence table; None if it does.
         in_path: whether its value stands in the image's path.
+        period: cyclic: as declared.
         coded: its codes; None where there are none to count.
     """
 
@@ -61,6 +63,7 @@ class Column:
     bins: list[str] | None = None
     set_aside: str | None = None
     in_path: bool = False
+    period: Period | None = None
     coded: Coded | None = None
 
     @property
@@ -70,7 +73,9 @@ class Column:
 
     def to_json(self) -> dict[str, Any]:
         """Everything but the codes."""
-        shown = {key: value for key, value in vars(self).items() if key not in ("coded", "name", "rows")}
+        shown = {
+            key: value for key, value in vars(self).items() if key not in ("coded", "name", "rows", "period")
+        }
         return shown | {"missing_share": self.missing / self.rows}
 
 
@@ -91,7 +96,7 @@ def describe_column(source: Source, name: str, declared: DeclaredKinds) -> Colum
     else:
         coded = code_column(series, kind, period)
         reason = coded.reason
-    column.kind, column.reason, column.coded = coded.kind, reason, coded
+    column.kind, column.reason, column.coded, column.period = coded.kind, reason, coded, period
     _count(column, series, coded)
     column.set_aside = _why_aside(column, series, coded)
     if column.set_aside is not None:
@@ -152,19 +157,27 @@ def _count(column: Column, series: pl.Series, coded: Coded) -> None:
         commonest = np.argsort(-coded.counts, kind="stable")[:4]
         column.examples = [f"{coded.labels[code]} ({coded.counts[code]:,})" for code in commonest]
         if series.dtype.is_numeric():
-            column.range = (f"{series.min():.6g}", f"{series.max():.6g}")
+            column.range = (_number(series.min()), _number(series.max()))
         return
-    exact = len(series) <= _COUNTED_EXACTLY
-    column.values = series.drop_nulls().n_unique() if exact else min(series.approx_n_unique(), coded.known)
     column.bins = list(coded.labels)
-    column.examples = (
-        [str(value) for value in series.drop_nulls().unique(maintain_order=True).head(3).to_list()]
-        if (exact)
-        else [str(value) for value in series.head(3).drop_nulls().to_list()]
-    )
-    if coded.low is not None and coded.high is not None:
-        form = time_text if coded.is_time and coded.kind != "cyclic" else "{:.6g}".format
+    if len(series) <= _COUNTED_EXACTLY:
+        distinct = series.drop_nulls().unique(maintain_order=True)
+        column.values, some = len(distinct), distinct.head(3)
+    else:
+        column.values = _at_most(series.approx_n_unique(), coded.known)
+        some = series.head(3).drop_nulls()
+    column.examples = [str(value) for value in some.to_list()]
+    if coded.low is not None and coded.high is not None and coded.kind != "cyclic":
+        form = time_text if coded.is_time else _number
         column.range = (form(coded.low), form(coded.high))
+
+
+def _at_most(estimate: Any, limit: int) -> int:
+    return min(int(estimate), limit)
+
+
+def _number(value: Any) -> str:
+    return number_text(float(value))
 
 
 def _why_aside(column: Column, series: pl.Series, coded: Coded) -> str | None:
@@ -178,10 +191,7 @@ def _why_aside(column: Column, series: pl.Series, coded: Coded) -> str | None:
     if series.dtype == pl.String:
         present = series.drop_nulls()
         sample = present.gather_every(max(1, len(present) // _SAMPLE))
-        if (
-            sample.str.contains(r"(?i)\.(tiff?|png|jpe?g|bmp|webp|gif|npy|dcm)\s*$").mean()
-            >= IDENTIFIER_SHARE
-        ):  # type: ignore[operator]
+        if _share(sample.str.contains(_FILE)) >= IDENTIFIER_SHARE:
             return "holds names of files"
         if coded.kind == "discrete" and _is_prose(sample, column):
             return f"is free text: {column.values:,} different texts in {column.known:,} rows"
@@ -189,9 +199,13 @@ def _why_aside(column: Column, series: pl.Series, coded: Coded) -> str | None:
 
 
 def _is_prose(sample: pl.Series, column: Column) -> bool:
-    words = float((sample.str.count_matches(r"\s+") + 1).mean())  # type: ignore[arg-type]
-    length = float(sample.str.len_chars().mean())  # type: ignore[arg-type]
+    words = _share(sample.str.count_matches(r"\s+")) + 1
+    length = _share(sample.str.len_chars())
     return column.values >= _TEXTS * column.known and (words >= _WORDS or length >= _LENGTH)
+
+
+def _share(values: pl.Series) -> float:
+    return float(values.to_numpy().mean())
 
 
 def _identifier(column: Column, series: pl.Series) -> str | None:
@@ -203,6 +217,6 @@ def _identifier(column: Column, series: pl.Series) -> str | None:
         return found
     if not series.dtype.is_integer():
         return None
-    low, high = series.min(), series.max()
-    is_dense = int(high) - int(low) < 1.2 * known  # type: ignore[arg-type]
+    low, high = column.range or ("0", "0")
+    is_dense = float(high) - float(low) < 1.2 * known
     return found if is_dense or names_an_identifier(column.name) else None

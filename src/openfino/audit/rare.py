@@ -42,13 +42,15 @@ def _score(x: NDArray[np.int64], kinds: NDArray[np.int64], x_rows: NDArray[np.in
         (draw * size + x.ravel()) * (kinds.max() + 1) + np.tile(kinds, draws), return_counts=True
     )
     of_draw = cells // ((kinds.max() + 1) * size)
-    score = np.bincount(of_draw, weights=_n_log_n(counts), minlength=draws)
+    score: NDArray[np.float64] = np.bincount(of_draw, weights=_n_log_n(counts), minlength=draws).astype(
+        np.float64
+    )
     places, taken = np.unique(draw * size + x.ravel(), return_counts=True)
     rows = x_rows[places % size]
     change = _n_log_n(rows - taken) - _n_log_n(rows)
-    return score + np.bincount(places // size, weights=change, minlength=draws)
+    score += np.bincount(places // size, weights=change, minlength=draws)
+    return score
 
 
 def _n_log_n(counts: NDArray[np.int64]) -> NDArray[np.float64]:
-    result: NDArray[np.float64] = counts * np.log(np.maximum(counts, 1))
-    return result
+    return (counts * np.log(np.maximum(counts, 1))).astype(np.float64)

@@ -2,24 +2,29 @@
 
 import re
 
+
+def _words(text: str) -> list[str]:
+    return text.split()
+
+
 # How an image came about: candidates to forget. What it shows: everything else.
 _CONDITIONS = frozenset(
-    """
+    _words("""
     acquired acquisition batch bench cam camera cassette center centre clinic date day detector device exposure field
     flowcell fov gain hospital hour illumination imager institution institute instrument lab laboratory lamp lane lens
     lot machine magnification microscope minute month objective operator orbit photographer plate platform position
     pos protocol reader replicate resolution rig robot run satellite scan scanner season sensor sequencer session shift
     site slide source stainer station technician technologist time timestamp tray vendor visit week well year
-    """.split()
+    """)
 )
 _GROUPS = frozenset(
-    """
+    _words("""
     animal camera case cassette clinic donor embryo family field hospital individual location mouse movie participant
     patient plate rat scene sequence session site slide specimen station subject tile video volume
-    """.split()
+    """)
 )
 _IDENTIFIERS = frozenset(
-    "accession barcode guid hash id identifier idx index key number serial uid uuid".split()
+    _words("accession barcode guid hash id identifier idx index key number serial uid uuid")
 )
 _SPLITS = ("split", "fold", "subset", "partition", "set")
 
