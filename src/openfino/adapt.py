@@ -155,6 +155,7 @@ def adapt(
         "seconds": round(time.perf_counter() - started, 1),
         "skipped_steps": run.skipped,
         "unreadable_rows": all_unreadable(run),
+        "entangled": ready.entangled,
         "weights": {"source": report.source, "matched": report.matched, "total": report.total},
         **{key: provenance[key] for key in ("parent", "factors", "images")},
         "probes": prober.before_and_after(),
@@ -283,6 +284,7 @@ def describe(recipe: Recipe, ready: Preflight, factors: Mapping[str, EncodedFact
         if factor.clamped:
             line += f", {factor.clamped} rows lie outside the range of the training rows (moved to its end)"
         lines.append(f"{line}. {ready.reasons.get(name, '')}")
+    lines += [f"entangled, recorded: {said}" for said in ready.entangled]
     terms = {
         "dino": recipe.objective.dino.weight,
         "ibot": recipe.objective.ibot.weight,

@@ -4,12 +4,13 @@ Bad input never costs a run: what is wrong with the table, the files, the factor
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
 import polars as pl
 
+from openfino.audit.guard import entangled_problems
 from openfino.distributed import current_world
 from openfino.errors import InputProblemsError, OpenfinoError, Problem
 from openfino.evaluation.splits import check_probe
@@ -44,6 +45,7 @@ class Preflight:
     specs: dict[str, FactorSpec]
     reasons: dict[str, str]  # why each factor has its kind
     vocabularies: dict[str, Vocabulary]  # fitted on the rows that train
+    entangled: list[str] = field(default_factory=list)  # what was let pass by entangled: record
 
 
 def preflight(
@@ -87,10 +89,15 @@ def preflight(
         specs, reasons = resolve_specs(manifest, recipe.factors)
     except InputProblemsError:
         specs, reasons = {}, {}  # listed by check_manifest already
-    vocabularies = _vocabularies(_training_table(manifest, rows), specs, problems)
+    training = _training_table(manifest, rows)
+    vocabularies = _vocabularies(training, specs, problems)
+    entangled = entangled_problems(training, specs, {*manifest.path_columns, *_required_columns(recipe)})
+    if recipe.entangled == "refuse":
+        problems += entangled
     if problems:
         raise InputProblemsError(problems)
-    return Preflight(manifest, rows, channels, patch_size, specs, reasons, vocabularies)
+    recorded = [str(problem) for problem in entangled]
+    return Preflight(manifest, rows, channels, patch_size, specs, reasons, vocabularies, recorded)
 
 
 def with_source_normalization(recipe: Recipe) -> Recipe:

@@ -30,6 +30,7 @@ WORKSPACE_MARK = ".openfino-workspace"
 FREE_ON_RESUME = {
     "out",
     "manifest",
+    "entangled",
     "train.workers",
     "train.threads",
     "train.log_every",

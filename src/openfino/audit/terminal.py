@@ -1,5 +1,6 @@
 """The audit on a terminal."""
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text
@@ -49,12 +50,14 @@ def style_of(role: str) -> str:
 
 
 def _columns(audit: Audit) -> RichTable:
-    table = RichTable(title="Columns", title_justify="left")
+    table = RichTable(
+        title="Columns", title_justify="left", box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True
+    )
     longest = max(map(len, audit.columns))
     for heading, width in (("column", min(longest, 20)), ("kind", 10)):
         table.add_column(heading, no_wrap=True, min_width=width)
     for heading in ("values", "missing", "single", "top", "bits"):
-        table.add_column(heading, justify="right", no_wrap=True, min_width=len(heading))
+        table.add_column(heading, justify="right", no_wrap=True, min_width=max(len(heading), 5))
     table.add_column("range or examples", no_wrap=True, max_width=40)
     table.caption = "single: values with one image; top: share of the commonest value or bin"
     for name, column in audit.columns.items():

@@ -40,6 +40,8 @@ class Recipe(Section):
     views: ViewSettings = ViewSettings()
     factors: dict[str, FactorSettings] = {}
     """``factors: {antibody: informative}`` is short for ``factors: {antibody: {role: informative}}``."""
+    entangled: Literal["refuse", "record"] = "refuse"
+    """A spurious factor that determines an informative one or has no anchor: refuse the run, or record it and go on."""
     objective: ObjectiveSettings = ObjectiveSettings()
     train: TrainSettings = TrainSettings()
     probe: ProbeSettings = ProbeSettings()
