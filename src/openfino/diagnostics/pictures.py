@@ -56,9 +56,11 @@ class Pictures:
             return
         model = LoadedModel(backbone, self.preprocessing, {}, None)
         try:
-            features = extract_features(
-                model, self.manifest, self.rows, device=self.device, tokens=("patches",)
-            )
+            # Compiled blocks would be compiled once more, for these few images.
+            with torch.compiler.set_stance("force_eager"):
+                features = extract_features(
+                    model, self.manifest, self.rows, device=self.device, tokens=("patches",)
+                )
         except OpenfinoError as error:
             log.say(f"[yellow]no pictures at step {step}:[/] {error}")
             return
