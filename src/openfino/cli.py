@@ -32,6 +32,11 @@ Missing = Annotated[
     typer.Option("--missing", help='Token that means "no value"; may be repeated. Default: the run\'s.'),
 ]
 
+Kinds = Annotated[
+    list[str] | None,
+    typer.Option(metavar="COLUMN=KIND", help="dose=continuous, angle=cyclic:360; may be repeated."),
+]
+
 
 @app.command()
 def demo(
@@ -111,10 +116,7 @@ def audit(
         str | None, typer.Option(help="Column that names the splits. Default: found by name.")
     ] = None,
     train: Annotated[str | None, typer.Option(help="The split that trains. Default: found by name.")] = None,
-    kind: Annotated[
-        list[str] | None,
-        typer.Option(metavar="COLUMN=KIND", help="dose=continuous, angle=cyclic:360; may be repeated."),
-    ] = None,
+    kind: Kinds = None,
     given: Annotated[
         list[str] | None, typer.Option(metavar="Y|X,Z", help="Show U(Y|X,Z) of these three; may be repeated.")
     ] = None,

@@ -21,6 +21,7 @@ _LISTED = 3
 INFORMATIVE = "informative candidate"
 SAFE = "safe to suppress"
 ENTANGLED = "entangled: suppress only with anchor {}, never alone"
+INSEPARABLE = "entangled: never suppress"
 USELESS = "useless"
 LEAK = "leak of the label"
 
@@ -66,6 +67,11 @@ def holds(pair: Dependence) -> bool:
 def determines(pair: Dependence) -> bool:
     """Whether X settles Y."""
     return pair.is_clear and pair.u_adjusted >= DETERMINES
+
+
+def anchor_of(held: Sequence[Dependence]) -> str | None:
+    """Of the columns that X holds, the first that X does not settle: what it settles goes with it, anchored or not."""
+    return next((pair.of for pair in held if not determines(pair)), None)
 
 
 def advise(
@@ -135,8 +141,11 @@ def _condition(
     opening = "You named it as one to forget" if told else "It names how the image was taken"
     held = [pair for pair in table.among(name, contents) if holds(pair)]
     if held:
-        anchor = held[0].of
         said = _list([_says(pair) for pair in held])
+        anchor = anchor_of(held)
+        if anchor is None:
+            reason = f"{opening}, but it {said}: whatever forgets it forgets {held[0].of}."
+            return Advice(INSEPARABLE, reason)
         reason = f"{opening}, but it {said}: forgetting it alone would erase part of {anchor}."
         return Advice(ENTANGLED.format(anchor), reason, anchor)
     unsure = [pair for pair in table.among(name, contents) if pair.interval[1] > _UNDECIDED]
@@ -173,7 +182,8 @@ def _content(
         reason += f"; {_list(known_from)} already tells it"
     if holders:
         shown = _list([f"{other} ({table.u(name, other).u_adjusted:.2f})" for other in holders])
-        reason += f"; told by {shown}, so keep it if one of these is ever suppressed"
+        which = "one of these" if len(holders) > 1 else holders[0]
+        reason += f"; told by {shown}, so keep it if {which} is ever suppressed"
     if not known_from and not holders:
         reason += "; no condition of acquisition tells it"
     return Advice(INFORMATIVE, reason + ".")

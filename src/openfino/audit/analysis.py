@@ -247,15 +247,14 @@ def _set_copies_aside(
 
 
 def _same_values(source: Source, x: Column, y: Column) -> bool:
-    """One-to-one bins are no proof: numbers must rise or fall together."""
+    """One-to-one bins are no proof: numbers must rise together."""
     if x.kind == y.kind == "discrete":
         return True
     if "discrete" in (x.kind, y.kind):
         return False
     one, other = (source.column(column.name).rank("dense").to_numpy() for column in (x, y))
     known = ~(np.isnan(one.astype(float)) | np.isnan(other.astype(float)))
-    one, other = one[known], other[known]
-    return bool(np.array_equal(one, other) or np.array_equal(one, other.max() + 1 - other))
+    return bool(np.array_equal(one[known], other[known]))
 
 
 def _conditionals(

@@ -158,8 +158,12 @@ def _binned(
 
 def _edges(ordered: NDArray[np.float64], bins: int) -> NDArray[np.float64]:
     """Where each bin but the first begins: values of the data, so that equal numbers share a bin."""
-    places = (np.arange(1, bins) * len(ordered)) // bins
-    return np.unique(ordered[places][ordered[places] > ordered[0]])
+    picked = ordered[(np.arange(1, bins) * len(ordered)) // bins]
+    # Many rows of the smallest number, as of counts that are mostly 0, get a bin of their own.
+    next_up = int(np.searchsorted(ordered, ordered[0], side="right"))
+    if next_up == len(ordered):
+        return ordered[:0]
+    return np.unique(np.maximum(picked, ordered[next_up]))
 
 
 def _widest_gap(ordered: NDArray[np.float64]) -> float:

@@ -22,6 +22,7 @@ _SAMPLE = 2000
 _WORDS, _LENGTH, _TEXTS = 4.0, 60.0, 0.3
 _COUNTED_EXACTLY = 1_000_000
 _IN_PATH = 0.95
+_FILE_NAMES = "holds names of files"
 _FILE = r"(?i)\.(tiff?|png|jpe?g|bmp|webp|gif|npy|dcm)\s*$"
 _SEPARATORS = re.compile(r"[\\/_.\s-]+")
 
@@ -132,7 +133,8 @@ def mark_path_leaks(source: Source, columns: Mapping[str, Column]) -> None:
             continue
         columns[name].in_path = True
         if columns[name].values >= IDENTIFIER_SHARE * columns[name].known >= IDENTIFIER_SHARE * _FEW_ROWS:
-            _aside(columns[name], "is part of the file name: it names the image, it does not describe it")
+            if columns[name].set_aside != _FILE_NAMES:
+                _aside(columns[name], "is part of the file name: it names the image, it does not describe it")
 
 
 def _aside(column: Column, why: str) -> None:
@@ -192,7 +194,7 @@ def _why_aside(column: Column, series: pl.Series, coded: Coded) -> str | None:
         present = series.drop_nulls()
         sample = present.gather_every(max(1, len(present) // _SAMPLE))
         if _share(sample.str.contains(_FILE)) >= IDENTIFIER_SHARE:
-            return "holds names of files"
+            return _FILE_NAMES
         if coded.kind == "discrete" and _is_prose(sample, column):
             return f"is free text: {column.values:,} different texts in {column.known:,} rows"
     return _identifier(column, series)

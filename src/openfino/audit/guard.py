@@ -5,9 +5,9 @@ from dataclasses import replace
 
 import polars as pl
 
-from openfino.audit.advice import determines, holds
+from openfino.audit.advice import Table, anchor_of, determines, holds
 from openfino.audit.coding import Coded, code_column, join
-from openfino.audit.dependence import Dependence, measure_pair
+from openfino.audit.dependence import measure_pair
 from openfino.audit.describe import describe_column
 from openfino.audit.source import open_source
 from openfino.audit.words import names_a_condition
@@ -60,16 +60,16 @@ def _problem(factor: Coded, kept: Mapping[str, Coded], others: Mapping[str, Code
         return Problem(where, what, f"Make it informative or watched, {GO_ON}")
     if any(holds(pairs[name].forward) or holds(pairs[name].backward) for name in kept):
         return None
-    held = sorted((pair.forward for pair in pairs.values() if holds(pair.forward)), key=_bits)
+    held = Table({("", name): pair.forward for name, pair in pairs.items() if holds(pair.forward)}).among(
+        "", others
+    )
     if not held:
         return None
-    of = held[-1].of
-    what = f"is spurious without an anchor: forgetting it would erase part of {of}: {held[-1]}"
-    return Problem(where, what, f"Make {of} informative beside it, or {factor.name} watched, {GO_ON}")
-
-
-def _bits(pair: Dependence) -> float:
-    return pair.bits
+    lost = anchor_of(held) or held[0].of
+    row = next(pair for pair in held if pair.of == lost)
+    what = f"is spurious without an anchor: forgetting it would erase part of {lost}: {row}"
+    beside = f"Make {lost} informative beside it, or" if not determines(row) else "Make"
+    return Problem(where, what, f"{beside} {factor.name} watched, {GO_ON}")
 
 
 def _code(table: pl.DataFrame, spec: FactorSpec) -> Coded:

@@ -38,7 +38,7 @@ def recipe_text(audit: Audit, manifest: str) -> str:
 
 def _is_factor(audit: Audit, name: str) -> bool:
     item = audit.advice[name]
-    return item.role in (INFORMATIVE, SAFE, LEAK) or item.anchor is not None
+    return item.role in (INFORMATIVE, SAFE, LEAK) or item.role.startswith("entangled")
 
 
 def _factor(audit: Audit, name: str, item: Advice) -> str:
