@@ -24,7 +24,7 @@ def test_help_imports_nothing_heavy():
 
 def test_help_lists_every_command():
     text = invoke("--help").output
-    for command in ("demo", "sample", "check", "adapt", "probe", "embed", "viz", "export"):
+    for command in ("demo", "sample", "audit", "check", "adapt", "probe", "embed", "viz", "export"):
         assert command in text
 
 

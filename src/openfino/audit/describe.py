@@ -131,10 +131,11 @@ def mark_path_leaks(source: Source, columns: Mapping[str, Column]) -> None:
         inside = sum(values[place] in tokens[place] or f"/{values[place]}" in paths[place] for place in known)
         if not known or inside < _IN_PATH * len(known):
             continue
-        columns[name].in_path = True
-        if columns[name].values >= IDENTIFIER_SHARE * columns[name].known >= IDENTIFIER_SHARE * _FEW_ROWS:
-            if columns[name].set_aside != _FILE_NAMES:
-                _aside(columns[name], "is part of the file name: it names the image, it does not describe it")
+        column = columns[name]
+        column.in_path = True
+        is_unique = column.values >= IDENTIFIER_SHARE * column.known >= IDENTIFIER_SHARE * _FEW_ROWS
+        if is_unique and column.set_aside != _FILE_NAMES:
+            _aside(column, "is part of the file name: it names the image, it does not describe it")
 
 
 def _aside(column: Column, why: str) -> None:

@@ -4,6 +4,7 @@ import json
 
 from openfino.audit.advice import INFORMATIVE, LEAK, SAFE, Advice
 from openfino.audit.analysis import Audit
+from openfino.audit.coding import number_text
 from openfino.audit.describe import Column
 
 _HEAD = """\
@@ -30,7 +31,8 @@ def recipe_text(audit: Audit, manifest: str) -> str:
         probe.append(f"label: {_word(audit.label)}")
     if audit.splits is not None:
         probe += [f"split: {_word(audit.splits.column)}", f"train: {_word(audit.splits.train)}"]
-        probe.append(f"tests: [{', '.join(map(_word, audit.splits.splits))}]")
+        if audit.label is not None:
+            probe.append(f"tests: [{', '.join(map(_word, audit.splits.splits))}]")
     if probe:
         lines.append(f"probe: {{{', '.join(probe)}}}\n")
     return "".join(lines)
@@ -53,7 +55,9 @@ def _factor(audit: Audit, name: str, item: Advice) -> str:
 
 
 def _period(column: Column) -> str:
-    return "" if column.period is None else f", period: {_word(str(column.period))}"
+    if column.period is None:
+        return ""
+    return f", period: {column.period if isinstance(column.period, str) else number_text(column.period)}"
 
 
 def _comment(text: str, indent: str) -> str:
