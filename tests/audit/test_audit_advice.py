@@ -128,7 +128,7 @@ def test_splits_are_compared_with_training(audit):
     assert "plate" not in coverage.splits["test_ood"].shared
     assert coverage.separating.keys() == {"plate"}
     assert any(
-        said.startswith("test_ood: 10 values of plate were never in train") for said in coverage.sentences()
+        said.startswith("test_ood: 10 values of plate never seen in train") for said in coverage.sentences()
     )
 
 

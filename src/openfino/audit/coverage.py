@@ -91,15 +91,19 @@ class Coverage:
         for name, split in self.splits.items():
             for column, unseen in split.unseen.items():
                 said.append(
-                    f"{name}: {unseen.values:,} values of {column} were never in {self.train} "
+                    f"{name}: {_values(unseen)} of {column} never seen in {self.train} "
                     f"({unseen.rows:,} of {split.rows:,} images), such as {', '.join(unseen.examples)}"
                 )
             for column, shared in split.shared.items():
                 said.append(
-                    f"{name}: {shared.values:,} values of {column} have images in {self.train} too "
+                    f"{name}: {_values(shared)} of {column} with images in {self.train} too "
                     f"({shared.rows:,} of {split.rows:,} images), such as {', '.join(shared.examples)}"
                 )
         return said
+
+
+def _values(found: Unseen) -> str:
+    return "1 value" if found.values == 1 else f"{found.values:,} values"
 
 
 def cover_splits(

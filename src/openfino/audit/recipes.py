@@ -26,6 +26,9 @@ def recipe_text(audit: Audit, manifest: str) -> str:
     lines.append("factors:\n" + "".join(factors) if factors else "factors: {}\n")
     left = [name for name in audit.advice if not _is_factor(audit, name)]
     lines += [_comment(f"{name} is left out. {audit.advice[name].reason}", "") for name in left]
+    if audit.label is None:
+        said = "No label was named (--label): a column that is the task itself must not stay a factor."
+        lines.insert(1, _comment(said, ""))
     probe = []
     if audit.label is not None:
         probe.append(f"label: {_word(audit.label)}")

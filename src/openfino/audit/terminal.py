@@ -99,8 +99,9 @@ def _pairs(pairs: list[Dependence], total: int) -> RichTable:
 
 def _advice(audit: Audit) -> RichTable:
     table = RichTable(title="Advice", title_justify="left", show_lines=True)
-    for heading in ("column", "role", "because"):
-        table.add_column(heading)
+    table.add_column("column")
+    table.add_column("role", max_width=30)
+    table.add_column("because")
     for name, item in audit.advice.items():
         table.add_row(Text(name), Text(item.role, style_of(item.role)), Text(item.reason))
     return table
