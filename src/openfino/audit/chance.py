@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
 
-_LARGE = 100.0  # expected counts from which moments are used
+_LARGE = 60.0  # expected counts from which moments are used
 _RARE = 0.03  # shares of the rows below which the Poisson limit is close
 _EXACT_ROWS = 2000  # tables with fewer rows are summed exactly
 _TERMS = 1 << 20  # of the exact sum at a time
@@ -110,7 +110,7 @@ def _by_sum(a: Floats, b: Floats, rows: float) -> Floats:
     from scipy.special import gammaln
 
     m = a * b / rows
-    reach = 12 * np.sqrt(m) + 30
+    reach = 9 * np.sqrt(m) + 20
     low = np.maximum(np.maximum(a + b - rows, np.floor(m - reach)), 1)
     length = (np.minimum(np.minimum(a, b), np.ceil(m + reach)) - low + 1).astype(np.int64)
     out = np.zeros(len(a))

@@ -21,6 +21,7 @@ MOST_BINS = 32
 # Quantiles and kinds of longer columns are taken from this many evenly spaced rows.
 _QUANTILE_ROWS = 200_000
 _INFERENCE_ROWS = 1_000_000
+_CHUNK = 1 << 18
 
 
 @dataclass(frozen=True)
@@ -121,10 +122,20 @@ def _discrete(column: pl.Series, reason: str) -> Coded:
     codes = new[raw]
     if missing is not None:
         codes[missing] = len(used)
-    first = np.zeros(len(used) + 1, dtype=np.int64)
-    first[codes[::-1]] = np.arange(len(codes) - 1, -1, -1)
-    labels = value_keys(column.gather(first[:-1])).to_list()
+    labels = value_keys(column.gather(_first_rows(codes, len(used)))).to_list()
     return Coded(column.name, "discrete", reason, codes, counted[used], labels)
+
+
+def _first_rows(codes: Codes, size: int) -> NDArray[np.int64]:
+    """A row that holds each code, [K]; stops as soon as all are found."""
+    rows = np.full(size + 1, -1, dtype=np.int64)
+    for start in range(0, len(codes), _CHUNK):
+        part = codes[start : start + _CHUNK]
+        new = np.flatnonzero(rows[part] < 0)
+        rows[part[new]] = start + new
+        if (rows[:size] >= 0).all():
+            break
+    return rows[:size]
 
 
 def _binned(
