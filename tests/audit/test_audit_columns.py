@@ -1,3 +1,6 @@
+import json
+from datetime import UTC, date, datetime, timedelta
+
 import numpy as np
 import polars as pl
 import pytest
@@ -133,6 +136,38 @@ def test_every_format_gives_the_same(tmp_path, suffix):
     assert found["dependence"] == expected["dependence"]
     assert found["columns"]["stained"]["set_aside"].startswith("is constant")
     assert found["columns"]["plate"]["examples"][0] == "000 (29)"
+
+
+def test_stored_types_of_every_kind_can_be_audited():
+    rng = np.random.default_rng(0)
+    hours = rng.integers(0, 900, ROWS).tolist()
+    audit = run_audit(
+        table(
+            flag=rng.random(ROWS) > 0.5,
+            day=pl.Series([date(2020, 1, 1) + timedelta(days=hour) for hour in hours]),
+            zoned=pl.Series([datetime(2020, 1, 1, tzinfo=UTC) + timedelta(hours=hour) for hour in hours]),
+            lasted=pl.Series([timedelta(seconds=hour) for hour in hours]),
+            price=pl.Series(rng.integers(0, 9, ROWS)).cast(pl.Decimal(10, 2)),
+            state=pl.Series(rng.choice(["u", "v"], ROWS), dtype=pl.Enum(["u", "v", "w"])),
+            reading=np.where(rng.random(ROWS) > 0.9, np.inf, rng.normal(size=ROWS)),
+        )
+    )
+    kinds = {name: column.kind for name, column in audit.columns.items()}
+    assert [kinds[name] for name in ("flag", "price", "state")] == ["discrete"] * 3
+    assert [kinds[name] for name in ("day", "zoned", "lasted", "reading")] == ["continuous"] * 4
+    assert audit.columns["reading"].missing > 0  # infinite
+    assert audit.columns["zoned"].range[0].startswith("2020-01-01")
+    assert {"zoned", "lasted"} <= {
+        name for name, column in audit.columns.items() if column.set_aside
+    }  # copies of day
+    json.dumps(audit.to_json(), allow_nan=False)
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3])
+def test_a_few_rows_are_no_table_to_fail_on(rows):
+    audit = run_audit(table().head(rows))
+    assert audit.rows == rows
+    json.dumps(audit.to_json(), allow_nan=False)
 
 
 def test_missing_tokens_are_no_values():

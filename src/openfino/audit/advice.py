@@ -117,7 +117,7 @@ def _is_condition(column: Column, keep: Collection[str], forget: Collection[str]
 
 def _why_useless(column: Column) -> str | None:
     if column.set_aside is not None:
-        return f"Set aside: it {column.set_aside}." if not column.set_aside[0].isupper() else column.set_aside
+        return f"Set aside: it {column.set_aside}."
     if column.missing > _MOSTLY_MISSING * column.rows:
         return (
             f"{column.missing / column.rows:.1%} of its values are missing: hardly an image would be guided."

@@ -186,11 +186,15 @@ def _number(value: Any) -> str:
 def _why_aside(column: Column, series: pl.Series, coded: Coded) -> str | None:
     """The first reason that applies: empty, constant, file name, free text, identifier."""
     if coded.size == 0:
-        return "every value is missing" if series.null_count() == len(series) else "no value can be read"
+        return (
+            "is empty: every value is missing"
+            if series.null_count() == len(series)
+            else "holds no value that can be read"
+        )
     if (coded.size if coded.kind == "discrete" else column.values) == 1:
         return f"is constant: {column.examples[0]}"
     if coded.size == 1:
-        return "nearly every value is the same: one bin holds them all"
+        return "is nearly constant: one bin holds all of its numbers"
     if series.dtype == pl.String:
         present = series.drop_nulls()
         sample = present.gather_every(max(1, len(present) // _SAMPLE))

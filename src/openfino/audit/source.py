@@ -39,6 +39,8 @@ class Source:
     def column(self, name: str) -> pl.Series:
         """One column, typed, null where there is no value."""
         column = masked(self.frame.select(name).collect()[name], self.missing)
+        if column.dtype == pl.Duration:
+            return column.dt.total_microseconds() / 1e6
         return typed(column) if self.is_text and column.dtype == pl.String else column
 
     def some_rows(self, names: Sequence[str]) -> pl.DataFrame:
