@@ -17,6 +17,7 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 
 import arms
 import fashion
+import fashion_mnist
 from openfino.adapt import starting_backbone
 from openfino.check import check_source
 from openfino.errors import OpenfinoError
@@ -88,12 +89,12 @@ def table(data):
 
 
 def test_idx_is_read_compressed_or_not(source):
-    images, labels = fashion.read_source(source, "train")
+    images, labels = fashion_mnist.read_source(source, "train")
     assert images.shape == (60, 28, 28)
     assert images.dtype == np.uint8
     assert images[:, 0, 0].tolist() == list(range(60))
     assert labels.tolist() == [number % 10 for number in range(60)]
-    images, labels = fashion.read_source(source, "t10k")
+    images, labels = fashion_mnist.read_source(source, "t10k")
     assert (images.shape, labels.shape) == ((40, 28, 28), (40,))
 
 
@@ -110,7 +111,7 @@ def test_idx_is_read_compressed_or_not(source):
 def test_a_damaged_idx_file_is_refused(tmp_path, content, cause):
     (tmp_path / "file").write_bytes(content)
     with pytest.raises(OpenfinoError, match=cause):
-        fashion.read_idx(tmp_path / "file")
+        fashion_mnist.read_idx(tmp_path / "file")
 
 
 def test_an_absent_source_names_the_package_and_leaves_nothing(tmp_path, monkeypatch):
@@ -243,7 +244,7 @@ def test_scanners_of_the_splits(table):
 def test_rows_describe_the_image_before_the_scanner(source, data, table):
     for row in table.head(20).iter_rows(named=True):
         number = int(row["path"][-9:-4])
-        images, labels = fashion.read_source(source, "train")
+        images, labels = fashion_mnist.read_source(source, "train")
         clean = images[number].astype(np.float32) / 255
         assert {name: row[name] for name in ("brightness", "coverage", "orientation")} == fashion.measure(
             clean
