@@ -33,6 +33,7 @@ ROOMS = [
     {"adapt"},
     {"export"},
     {"sampledata", "report"},
+    {"compass"},
     {"demo"},
     {"cli"},
 ]

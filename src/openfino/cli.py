@@ -202,6 +202,65 @@ def adapt(
 
 
 @app.command()
+def compass(
+    recipe: Annotated[Path, typer.Argument(help="The recipe (.yaml); the roles in it do not matter.")],
+    overrides: Annotated[list[str] | None, typer.Argument(help="key=value, laid over the recipe.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for arms and result. Default: the recipe's, with -compass.")
+    ] = None,
+    factors: Annotated[
+        str | None, typer.Option(metavar="A,B", help="The factors to try. Default: all of the recipe.")
+    ] = None,
+    seeds: Annotated[int, typer.Option(help="Seeds of every arm, two or more.")] = 3,
+    steps: Annotated[
+        int | None,
+        typer.Option(min=1, help="Steps of every arm; stages and warm-ups shrink in proportion."),
+    ] = None,
+    group: Annotated[
+        str | None,
+        typer.Option(
+            help="Column whose values come as a whole, such as the plate: unseen ones are validation."
+        ),
+    ] = None,
+    val_in: Annotated[
+        str | None, typer.Option(metavar="SPLIT", help="Split to choose on, in distribution.")
+    ] = None,
+    val_out: Annotated[
+        str | None, typer.Option(metavar="SPLIT", help="Split to choose on, out of distribution.")
+    ] = None,
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+) -> None:
+    """Which role helps? Trains every factor alone as informative and as spurious, against no guidance.
+
+    The same command goes on where it was stopped; several processes or machines may run it on one folder.
+    """
+    from rich.console import Console
+
+    from openfino.compass.command import run_compass
+    from openfino.compass.terminal import print_compass
+
+    found = run_compass(
+        recipe,
+        overrides or [],
+        out=out,
+        factors=[name.strip() for name in (factors or "").split(",") if name.strip()],
+        seeds=seeds,
+        steps=steps,
+        group=group,
+        val_in=val_in,
+        val_out=val_out,
+        overwrite=overwrite,
+        console=Console(stderr=as_json),
+    )
+    if as_json:
+        typer.echo(json.dumps(found.to_json(), indent=1))
+    else:
+        print_compass(found, Console())
+        typer.echo(f"wrote compass.html, compass.png, compass.json and recommended.yaml into {found.out}")
+
+
+@app.command()
 def probe(
     model: Annotated[str, typer.Argument(help="tiny, a run, a model folder, a hub name or a weights file.")],
     manifest: Annotated[Path, typer.Option(help="The table.")],
@@ -214,7 +273,11 @@ def probe(
     group: Annotated[str | None, typer.Option(help="Column for worst-group accuracy.")] = None,
     leakage: Annotated[
         list[str] | None,
-        typer.Option(help="Factor of the model, or column, to read from the features; may be repeated."),
+        typer.Option(help="Factors of the model, or columns, to read from the features: a,b."),
+    ] = None,
+    erase: Annotated[
+        list[str] | None,
+        typer.Option(help="Factors or columns to erase by LEACE, one at a time, and measure without: a,b."),
     ] = None,
     k: Annotated[int, typer.Option(min=1, help="Neighbours of kNN.")] = 20,
     path_column: PathColumns = None,
@@ -235,6 +298,7 @@ def probe(
         tests=test or [],
         group=group,
         leakage=leakage or [],
+        erase=erase or [],
         k=k,
         batch_size=batch_size,
         device=device,

@@ -20,7 +20,7 @@ from openfino.recipe.objective import (
     TemperatureSettings,
 )
 from openfino.recipe.probe import ProbeSettings
-from openfino.recipe.run import Recipe, build_recipe, dump_recipe, load_recipe
+from openfino.recipe.run import Recipe, build_recipe, dump_recipe, load_recipe, load_settings
 from openfino.recipe.section import FactorKind, FactorRole, Section, Size
 from openfino.recipe.train import TrainSettings
 
@@ -51,4 +51,5 @@ __all__ = [
     "build_recipe",
     "dump_recipe",
     "load_recipe",
+    "load_settings",
 ]

@@ -15,7 +15,7 @@ from openfino.recipe.objective import ObjectiveSettings
 from openfino.recipe.probe import ProbeSettings
 from openfino.recipe.section import Count, Section
 from openfino.recipe.train import TrainSettings
-from openfino.settings_layers import load_preset, make_paths_absolute, merge, parse_override
+from openfino.settings_layers import Settings, load_preset, make_paths_absolute, merge, parse_override
 from openfino.settings_problems import problems_of
 
 
@@ -50,6 +50,16 @@ class Recipe(Section):
     def _train_split_has_a_column(self) -> Self:
         if isinstance(self.train_split, list) and self.probe.split is None:
             raise ValueError("'train_split' needs the split column: name it with 'probe.split'")
+        return self
+
+    @model_validator(mode="after")
+    def _erased_factors_exist(self) -> Self:
+        unknown = [name for name in self.probe.erase or [] if name not in self.factors]
+        if unknown:
+            raise ValueError(
+                f"'probe.erase' names {', '.join(map(repr, unknown))}, which 'factors' does not have; a column that "
+                "shall only be measured is a factor with role watched"
+            )
         return self
 
     @property
@@ -99,6 +109,15 @@ def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
         OpenfinoError: if the file is absent or no YAML mapping.
         InputProblemsError: with every invalid, unknown or missing key.
     """
+    return build_recipe(load_settings(path, overrides))
+
+
+def load_settings(path: Path | str, overrides: Sequence[str] = ()) -> Settings:
+    """What a recipe file and the overrides say, with absolute paths; not yet validated.
+
+    Raises:
+        OpenfinoError: if the file is absent or no YAML mapping.
+    """
     path = Path(path)
     if not path.is_file():
         raise OpenfinoError(f"{path}: there is no such recipe file")
@@ -111,7 +130,7 @@ def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
     settings = make_paths_absolute(settings, path.parent.absolute())
     for override in overrides:
         settings = merge(settings, make_paths_absolute(parse_override(override), Path.cwd()))
-    return build_recipe(settings)
+    return settings
 
 
 def dump_recipe(recipe: Recipe) -> str:
