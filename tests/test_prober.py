@@ -77,14 +77,19 @@ def test_a_factor_is_read_from_its_columns_and_reported_by_its_name(image_set, t
 def test_without_a_label_factors_alone_are_read(image_set, tmp_path):
     prober = make_prober(image_set, tmp_path / "run", probe={"label": None})
     metrics = prober.start(backbone(0), 0)
-    assert set(metrics) == {"probe/leakage/site/knn_accuracy", "probe/leakage/dose/knn_r2"}
+    discrete = {"knn_accuracy", "linear_accuracy", "knn_balanced", "linear_balanced", "majority", "chance"}
+    assert set(metrics) == {f"probe/leakage/site/{measure}" for measure in discrete} | {
+        f"probe/leakage/dose/{method}_r2" for method in ("knn", "linear")
+    }
     assert prober.history[0]["leakage"]["dose"]["rows"] == 10  # half of the 20 rows of train
     prober.probe(backbone(1), 4, full=False)
     assert prober.best_step is None
     assert not (tmp_path / "run" / "best").exists()
     assert prober.describe_baseline().startswith("starting backbone: leakage/site/knn_accuracy ")
-    assert prober.table().row_count == 2
+    lines = [line for line in prober.table().splitlines() if line.startswith("read ")]
+    assert [line.split(":")[0] for line in lines] == ["read site (informative)", "read dose (spurious)"]
     assert "dose/knn_r2" in prober.line(4)
+    assert "linear" not in prober.line(4)
 
 
 def test_without_a_label_and_such_a_split_all_rows_are_read(image_set, tmp_path):
@@ -106,7 +111,7 @@ def test_a_run_that_asked_for_no_probe_does_not_read_every_image(image_set, tmp_
 def test_before_the_start_there_is_nothing_to_say(image_set, tmp_path):
     prober = make_prober(image_set, tmp_path / "run")
     assert (prober.describe_baseline(), prober.line(0), prober.before_and_after()) == ("", "", {})
-    assert (prober.best_step, prober.table().row_count) == (None, 0)
+    assert (prober.best_step, prober.table(), prober.changes()) == (None, "", [])
 
 
 def test_probes_during_training_run_the_method_that_selects(image_set, tmp_path, monkeypatch):
@@ -127,7 +132,49 @@ def test_probes_during_training_run_the_method_that_selects(image_set, tmp_path,
         ["linear"],
         ["knn", "linear"],
     ]
-    assert prober.table().row_count == len(prober.flat(prober.history[0]))
+    scored = [line for line in prober.table().splitlines() if line.startswith("label, ")]
+    assert len(scored) == 2 * 2 * 2  # splits, methods, metrics
+
+
+def test_between_start_and_end_factors_are_read_by_their_neighbours_alone(image_set, tmp_path):
+    prober = make_prober(image_set, tmp_path / "run")
+    prober.start(backbone(0), 0)
+    prober.probe(backbone(1), 4, full=False)
+    prober.probe(backbone(2), 8)
+    linear = [
+        record["leakage"]["site"]["linear_accuracy"] is not None for record in records(tmp_path / "run")
+    ]
+    assert linear == [True, False, True]
+    assert [list(record["erased"]) for record in records(tmp_path / "run")] == [["dose"], [], ["dose"]]
+    # A last step that was probed on the way is probed once more for what is missing, label or not.
+    again = make_prober(image_set, tmp_path / "again", probe={"label": None})
+    again.start(backbone(0), 0)
+    again.probe(backbone(1), 4, full=False)
+    again.probe(backbone(1), 4)
+    assert [record["leakage"]["dose"]["linear_r2"] is not None for record in again.history] == [True, True]
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [(None, ["dose"]), ([], []), (["site"], ["site"]), (["dose", "site"], ["site", "dose"])],
+)
+def test_what_is_erased_is_named_or_spurious(image_set, tmp_path, given, expected):
+    prober = make_prober(image_set, tmp_path / "run", probe={"label": None, "erase": given})
+    prober.start(backbone(0), 0)
+    prober.probe(backbone(1), 4)
+    assert list(prober.history[0]["erased"]) == expected
+    header = prober.table().splitlines()[0]
+    assert [name for name in ("site", "dose") if f"adapted - {name}" in header] == expected
+
+
+def test_what_training_did_not_do_is_flagged(image_set, tmp_path):
+    prober = make_prober(image_set, tmp_path / "run", factors={"site": "spurious"}, entangled="record")
+    prober.start(backbone(0), 0)
+    prober.probe(backbone(0), 4)
+    flagged = {(change.factor, change.method) for change in prober.changes() if change.flagged}
+    assert {("site", "knn"), ("site", "linear")} <= flagged  # the same features
+    assert all(change.before == change.after for change in prober.changes())
+    assert "! site (spurious) did not fall: kNN accuracy 1.000 before, 1.000 after" in prober.table()
 
 
 def test_a_step_is_probed_again_only_for_what_is_not_known(image_set, tmp_path):

@@ -4,6 +4,7 @@ This file builds the parts in the order of the flow (manifest, factors, images, 
 to :func:`openfino.training.loop.train`.
 """
 
+import dataclasses
 import json
 import time
 from collections.abc import Mapping
@@ -148,7 +149,7 @@ def adapt(
 
     # Report.
     if probing:
-        say(prober.table())
+        say(prober.table(), highlight=False, markup=False, soft_wrap=True)
     summary = {
         "steps": run.step,
         "images_seen": run.step * recipe.train.batch_size,
@@ -159,6 +160,8 @@ def adapt(
         "weights": {"source": report.source, "matched": report.matched, "total": report.total},
         **{key: provenance[key] for key in ("parent", "factors", "images")},
         "probes": prober.before_and_after(),
+        "leakage": [dataclasses.asdict(change) for change in prober.changes()],
+        "flags": [str(change) for change in prober.changes() if change.flagged],
         "best_step": prober.best_step,
         "model": str(recipe.out / ("best" if (recipe.out / "best").is_dir() else "model")),
     }

@@ -7,10 +7,10 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from rich.table import Table
 
+from openfino.evaluation.comparison import Change, changes, comparison_table
 from openfino.evaluation.probes import probe_model
-from openfino.evaluation.results import METHODS, READINGS, Method, ProbeReport
+from openfino.evaluation.results import MEASURES, METHODS, READINGS, Method, ProbeReport
 from openfino.evaluation.splits import rows_of_split
 from openfino.factors.spec import FactorSpec, resolve_specs
 from openfino.images.preprocess import Preprocessing
@@ -81,15 +81,17 @@ class Prober:
         Args:
             backbone: as it is after ``step`` steps.
             step: finished steps. A step that was probed as fully before is not probed again.
-            full: run every method; else only ``probe.method``, the one that selects.
+            full: run every method, and measure without what is to be erased; else only ``probe.method``, the one that
+                selects, and factors by their neighbours.
 
         Returns:
             One number per name, see :meth:`flat`.
         """
         probe = self.recipe.probe
         methods: tuple[Method, ...] = METHODS if full else (probe.method,)
+        readers: tuple[Method, ...] = METHODS if full else ("knn",)
         if self.history and self.history[-1]["step"] == step:
-            if _holds(self.history[-1], methods):
+            if _holds(self.history[-1], methods, readers):
                 return self.flat(self.history[-1])
             self.history.pop()
         report = probe_model(
@@ -98,11 +100,18 @@ class Prober:
             self._settings,
             device=self.device,
             factors=self._specs,
+            erase=self._erased if full else {},
             seed=self.recipe.seed,
             methods=methods,
+            leakage_methods=readers,
             workers=READERS,
         )
-        record = {"step": step, **report.to_json(), "selection": self._selection(report)}
+        record = {
+            "step": step,
+            "readers": list(readers),
+            **report.to_json(),
+            "selection": self._selection(report),
+        }
         # Weights before their record: a kill in between leaves no record whose weights are nowhere.
         if self._is_best(record["selection"]):
             self._keep(backbone, record)
@@ -124,13 +133,14 @@ class Prober:
 
     @staticmethod
     def flat(record: Mapping[str, Any]) -> dict[str, float]:
-        """One number per name, for the log: ``probe/test/knn/macro_f1``, ``probe/leakage/plate/knn_accuracy``."""
+        """One number per name, for the log: ``probe/test/knn/macro_f1``, ``probe/leakage/plate/knn_accuracy``, beside
+        which stand what reading without features scores (``majority``, ``chance``, ``constant_cosine``)."""
         numbers: dict[str, float] = {}
         for split, result in (record["label"] or {"splits": {}})["splits"].items():
             for method, scores in result["scores"].items():
                 numbers |= {f"probe/{split}/{method}/{metric}": value for metric, value in scores.items()}
         for factor, reading in record["leakage"].items():
-            measured = {measure: reading.get(measure) for measure in READINGS}
+            measured = {measure: reading.get(measure) for measure in MEASURES}
             numbers |= {
                 f"probe/leakage/{factor}/{measure}": value
                 for measure, value in measured.items()
@@ -150,18 +160,29 @@ class Prober:
         best = "; best so far" if self.best_step == step else ""
         return f"probe at step {step}: {self._headline(found[-1])}{best}"
 
-    def table(self) -> Table:
-        """Starting against adapted backbone, every score and every factor; empty before :meth:`start`."""
-        table = Table(title="frozen features, before and after", title_justify="left")
-        for column in ("probe", "starting", "adapted", "change"):
-            table.add_column(column, justify="left" if column == "probe" else "right")
+    def table(self) -> str:
+        """Starting against adapted backbone and what projections leave; with what training did not do, in words."""
         if not self.history:
-            return table
-        before, after = self.flat(self.history[0]), self.flat(self.history[-1])
-        for name in [name for name in before if name in after]:
-            old, new = before[name], after[name]
-            table.add_row(name.removeprefix("probe/"), f"{old:.3f}", f"{new:.3f}", f"{new - old:+.3f}")
-        return table
+            return ""
+        return comparison_table(self.history[0], self.history[-1], self._roles)
+
+    def changes(self) -> list[Change]:
+        """What became of every factor between the first and the last probe, reader by reader."""
+        return changes(self.history[0], self.history[-1], self._roles) if self.history else []
+
+    @property
+    def _roles(self) -> dict[str, str]:
+        return {name: factor.role for name, factor in self.recipe.factors.items()}
+
+    @cached_property
+    def _erased(self) -> dict[str, FactorSpec]:
+        """The factors that ``probe.erase`` names; the spurious ones when it names none."""
+        given = self.recipe.probe.erase
+        return {
+            name: spec
+            for name, spec in self._specs.items()
+            if (spec.role == "spurious" if given is None else name in given)
+        }
 
     @cached_property
     def _specs(self) -> dict[str, FactorSpec]:
@@ -237,7 +258,8 @@ class Prober:
         write_whole(self.path, "".join(json.dumps(record) + "\n" for record in self.history))
 
 
-def _holds(record: Mapping[str, Any], methods: tuple[Method, ...]) -> bool:
-    """Whether ``record`` has the scores of every one of ``methods``."""
+def _holds(record: Mapping[str, Any], methods: tuple[Method, ...], readers: tuple[Method, ...]) -> bool:
+    """Whether ``record`` has the scores of every one of ``methods``, and the factors by every one of ``readers``."""
     splits = (record["label"] or {"splits": {}})["splits"].values()
-    return all(method in result["scores"] for result in splits for method in methods)
+    known = all(method in result["scores"] for result in splits for method in methods)
+    return known and set(readers) <= set(record.get("readers", ["knn"]))

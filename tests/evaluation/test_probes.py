@@ -7,7 +7,8 @@ from sklearn.neighbors import KNeighborsClassifier
 
 from openfino.errors import InputProblemsError, OpenfinoError
 from openfino.evaluation.features import Features, extract_features
-from openfino.evaluation.probes import probe_model, read_factor, read_quantity, run_probe
+from openfino.evaluation.leakage import read_factor, read_quantity
+from openfino.evaluation.probes import probe_model, run_probe
 from openfino.evaluation.results import FactorReading, ProbeReport
 from openfino.evaluation.splits import HELD_OUT, check_probe, plan_splits
 from openfino.factors.encode import encode, fit_vocabulary

@@ -15,7 +15,7 @@ from openfino.errors import InputProblemsError, Problem
 from openfino.evaluation.embed import EmbedReport, embed
 from openfino.evaluation.features import Progress as ProgressCallback
 from openfino.evaluation.probes import probe_model
-from openfino.evaluation.results import ProbeReport
+from openfino.evaluation.results import ErasedReport, ProbeReport
 from openfino.evaluation.splits import HELD_OUT, check_probe
 from openfino.factors.infer import infer_kind
 from openfino.factors.spec import FactorSpec, resolve_specs
@@ -41,14 +41,16 @@ def probe_command(
     k: int,
     batch_size: int,
     device: str,
+    erase: Sequence[str] = (),
     path_columns: Sequence[str] = (),
     missing: Sequence[str] = (),
 ) -> ProbeReport:
     """Probe ``model`` on ``manifest``; without ``tests`` every other split than ``train`` is scored.
 
     A manifest without the customary column ``split`` is probed on a held-out fifth of its rows. ``leakage`` names
-    factors of the model's recipe, or columns. What the model's run measured of its starting backbone, on the same
-    rows, stands in ``before`` of the report.
+    factors of the model's recipe, or columns, and so does ``erase``: these are read too, and everything is measured
+    once more without each of them. What the model's run measured of its starting backbone, on the same rows, stands
+    in ``before`` of the report.
 
     Raises:
         InputProblemsError: with everything that the manifest does not hold.
@@ -67,7 +69,11 @@ def probe_command(
         group=group,
         k=k,
     )
-    factors, problems = leakage_specs(loaded, table, leakage)
+    leakage, erase = separate_names(loaded, table, leakage), separate_names(loaded, table, erase)
+    factors, problems = leakage_specs(loaded, table, leakage, "--leakage")
+    erased, more = leakage_specs(loaded, table, [name for name in erase if name not in leakage], "--erase")
+    factors |= erased
+    problems += more
     problems += check_probe(table, settings)
     if problems:
         raise InputProblemsError(problems)
@@ -79,6 +85,7 @@ def probe_command(
             batch_size=batch_size,
             device=choose_device(device),
             factors=factors,
+            erase={name: factors[name] for name in erase},
             workers=READERS,
             progress=progress,
         )
@@ -152,8 +159,15 @@ def _in_options(problem: Problem) -> Problem:
     return dataclasses.replace(problem, where="--path-column", remedy=remedy)
 
 
+def separate_names(model: LoadedModel, manifest: Manifest, given: Sequence[str]) -> list[str]:
+    """The names in ``given``, each once; ``a,b`` is two, unless a factor or column is called so."""
+    known = {*(_recipe(model).get("factors") or {}), *manifest.table.columns}
+    parts = [[name] if name in known else name.split(",") for name in given]
+    return list(dict.fromkeys(name.strip() for names in parts for name in names if name.strip()))
+
+
 def leakage_specs(
-    model: LoadedModel, manifest: Manifest, names: Sequence[str]
+    model: LoadedModel, manifest: Manifest, names: Sequence[str], option: str
 ) -> tuple[dict[str, FactorSpec], list[Problem]]:
     """What to read from the features: factors of the model's recipe by name, and columns.
 
@@ -178,7 +192,7 @@ def leakage_specs(
         elif name in manifest.table.columns:
             specs[name] = _column_spec(manifest, name)
         else:
-            problems.append(manifest.absent(name, "--leakage"))
+            problems.append(manifest.absent(name, option))
     return specs, problems
 
 
@@ -202,21 +216,33 @@ def recorded_before(
         return None
     label, own = record["label"], report.label
     drawn_alike = recipe.get("seed") == 0  # the seed of this command
-    splits = {
-        name: {"scores": _without_group(result["scores"], probe.get("group") == settings.group)}
-        for name, result in label["splits"].items()
-        if name in own.splits
-        and result["rows"] == own.splits[name].rows
-        and (drawn_alike or name != HELD_OUT)
-    }
-    leakage = {
-        name: reading
-        for name, reading in record["leakage"].items()
-        if drawn_alike and name in report.leakage and reading["rows"] == report.leakage[name].rows
-    }
-    if label["train_rows"] != own.train_rows or not (splits or leakage):
+
+    def same_rows(part: Mapping[str, Any], ours: ProbeReport | ErasedReport) -> dict[str, Any]:
+        of_label = (part.get("label") or {"splits": {}})["splits"] if ours.label else {}
+        splits = {
+            name: {"scores": _without_group(result["scores"], probe.get("group") == settings.group)}
+            for name, result in of_label.items()
+            if ours.label
+            and name in ours.label.splits
+            and result["rows"] == ours.label.splits[name].rows
+            and (drawn_alike or name != HELD_OUT)
+        }
+        leakage = {
+            name: reading
+            for name, reading in part["leakage"].items()
+            if drawn_alike and name in ours.leakage and reading["rows"] == ours.leakage[name].rows
+        }
+        return {"label": {"label": settings.label, "splits": splits}, "leakage": leakage}
+
+    found = same_rows(record, report)
+    if label["train_rows"] != own.train_rows or not (found["label"]["splits"] or found["leakage"]):
         return None
-    return {"label": {"splits": splits}, "leakage": leakage}
+    if drawn_alike:
+        parts = {name: part for name, part in (record.get("erased") or {}).items() if name in report.erased}
+        found["erased"] = {
+            name: {**part, **same_rows(part, report.erased[name])} for name, part in parts.items()
+        }
+    return found
 
 
 def _without_group(

@@ -14,13 +14,13 @@ from openfino.errors import InputProblemsError, OpenfinoError
 from openfino.evaluation.classifiers import (
     LinearProbe,
     fit_linear,
-    knn_average,
     knn_predict,
-    stratified_holdout,
 )
 from openfino.evaluation.features import Features, Progress, Rows, extract_features
-from openfino.evaluation.metrics import Codes, accuracy, score
-from openfino.evaluation.results import METHODS, FactorReading, Method, ProbeReport, ProbeResult, SplitScores
+from openfino.evaluation.leakage import erase as erase_factor
+from openfino.evaluation.leakage import known_values, read_all
+from openfino.evaluation.metrics import Codes, score
+from openfino.evaluation.results import METHODS, ErasedReport, Method, ProbeReport, ProbeResult, SplitScores
 from openfino.evaluation.splits import (
     SplitRows,
     at_most,
@@ -30,7 +30,6 @@ from openfino.evaluation.splits import (
     probe_generator,
     rows_of_split,
 )
-from openfino.factors.encode import EncodedFactor, encode, fit_vocabulary
 from openfino.factors.spec import FactorSpec
 from openfino.manifest import Manifest
 from openfino.models.store import LoadedModel
@@ -133,87 +132,6 @@ def _score_split(
     )
 
 
-def read_factor(
-    features: Features,
-    values: pl.Series,
-    *,
-    k: int = 20,
-    seed: int = 0,
-    device: torch.device | str = "cpu",
-) -> FactorReading:
-    """Tell a discrete factor from the nearest neighbours of CLS: what erasing it should make impossible.
-
-    One half of the rows of every value is the bank, the other half is read; a value with one row is left out.
-
-    Args:
-        features: frozen features [n].
-        values: the factor's value of each of these rows, null where missing [n].
-        k: neighbours.
-        seed: of the halves.
-        device: where the products are computed.
-    """
-    codes = encode_column(values)
-    counts = np.bincount(codes[codes >= 0], minlength=1)
-    usable = np.flatnonzero((codes >= 0) & (counts[codes] >= 2))
-    if len(usable) == 0:
-        return FactorReading(0, 0, len(features), None, None, None)
-    read = stratified_holdout(codes[usable], 0.5, probe_generator(seed, "leakage"))
-    bank, queries = usable[~read], usable[read]
-    answers = knn_predict(features.cls[bank], codes[bank], features.cls[queries], k=k, device=device)
-    most_common = np.bincount(codes[bank]).argmax()
-    present = len(np.unique(codes[usable]))
-    return FactorReading(
-        rows=len(queries),
-        values=present,
-        left_out=len(features) - len(usable),
-        knn_accuracy=accuracy(codes[queries], answers),
-        majority=float(np.mean(codes[queries] == most_common)),
-        chance=1 / present,
-    )
-
-
-def read_quantity(
-    features: Features,
-    factor: EncodedFactor,
-    *,
-    k: int = 20,
-    seed: int = 0,
-    device: torch.device | str = "cpu",
-) -> FactorReading:
-    """Predict a continuous, cyclic or vector factor from the nearest neighbours of CLS, reported as R^2.
-
-    One half of the rows is the bank, the other half is read. R^2 = 1 - squared error / squared deviation from
-    the mean of the rows that are read, each summed over rows and dimensions of the encoded target.
-
-    Args:
-        features: frozen features [n].
-        factor: the factor of each of these rows, encoded [n, t].
-        k: neighbours.
-        seed: of the halves.
-        device: where the products are computed.
-    """
-    usable = np.flatnonzero(factor.valid.numpy())
-    if len(usable) < 2:
-        return FactorReading(0, 0, len(features), None, None, None)
-    targets = factor.values.numpy()
-    read = stratified_holdout(np.zeros(len(usable), dtype=np.int64), 0.5, probe_generator(seed, "leakage"))
-    bank, queries = usable[~read], usable[read]
-    answers = knn_average(features.cls[bank], targets[bank], features.cls[queries], k=k, device=device)
-    truth = targets[queries].astype(np.float64)
-    r2 = None
-    if (truth != truth[0]).any():
-        r2 = float(1 - ((truth - answers) ** 2).sum() / ((truth - truth.mean(axis=0)) ** 2).sum())
-    return FactorReading(
-        rows=len(queries),
-        values=len(np.unique(targets[usable], axis=0)),
-        left_out=len(features) - len(usable),
-        knn_accuracy=None,
-        majority=None,
-        chance=None,
-        knn_r2=r2,
-    )
-
-
 def probe_model(
     model: LoadedModel,
     manifest: Manifest,
@@ -222,8 +140,10 @@ def probe_model(
     batch_size: int = 64,
     device: torch.device | str = "cpu",
     factors: Mapping[str, FactorSpec] | None = None,
+    erase: Mapping[str, FactorSpec] | None = None,
     seed: int = 0,
     methods: Sequence[Method] = METHODS,
+    leakage_methods: Sequence[Method] = METHODS,
     workers: int = 0,
     progress: Progress | None = None,
 ) -> ProbeReport:
@@ -237,8 +157,10 @@ def probe_model(
         device: where the backbone runs.
         factors: factors by name, resolved on this manifest, to read from the features of the train split
             (labelled or not); of all rows when there is no split column.
+        erase: factors by name, resolved on this manifest: all is measured once more without each of them.
         seed: of the draws.
-        methods: ``knn`` and ``linear``.
+        methods: of the label: ``knn`` and ``linear``.
+        leakage_methods: of the factors.
         workers: threads that read images ahead.
         progress: called with (rows done, rows in all).
 
@@ -248,7 +170,9 @@ def probe_model(
         OpenfinoError: if there is nothing to probe, or the usable images do not suffice.
     """
     table = manifest.table
-    factors = factors or {}
+    factors = dict(factors or {}) | {
+        name: spec for name, spec in (erase or {}).items() if name not in (factors or {})
+    }
     problems = check_probe(manifest, settings, factors)
     if problems:
         raise InputProblemsError(problems)
@@ -270,31 +194,47 @@ def probe_model(
     if settings.label is not None:
         result = run_probe(features, table, settings, seed=seed, methods=methods, device=device)
     inside = features.at(held_in)
-    leakage = {
-        name: _read(inside, table, spec, k=settings.k, seed=seed, device=device)
-        for name, spec in factors.items()
+    leakage = read_all(
+        inside, table, factors, k=settings.k, seed=seed, device=device, methods=leakage_methods
+    )
+    without = {
+        name: _without(
+            features, manifest, settings, spec, factors, held_in, seed=seed, methods=methods, device=device
+        )
+        for name, spec in (erase or {}).items()
     }
     causes = features.causes[:SHOWN_CAUSES]
-    return ProbeReport(model.name, result, leakage, len(features.unreadable), causes)
+    return ProbeReport(model.name, result, leakage, len(features.unreadable), causes, erased=without)
 
 
-def _read(
+def _without(
     features: Features,
-    table: pl.DataFrame,
-    spec: FactorSpec,
+    manifest: Manifest,
+    settings: ProbeSettings,
+    erased: FactorSpec,
+    factors: Mapping[str, FactorSpec],
+    held_in: Rows,
     *,
-    k: int,
     seed: int,
+    methods: Sequence[Method],
     device: torch.device | str,
-) -> FactorReading:
-    """Read one factor of any kind from the features of some rows of ``table``."""
-    if spec.kind == "discrete":
-        values = table[spec.columns[0]].gather(features.rows)
-        return read_factor(features, values, k=k, seed=seed, device=device)
-    # Fitted on the whole table, so that whether a column holds timestamps does not depend on the rows.
-    vocabulary = fit_vocabulary(table, spec)
-    factor = encode(table[features.rows.tolist()], spec, vocabulary)
-    return read_quantity(features, factor, k=k, seed=seed, device=device)
+) -> ErasedReport:
+    """Every measurement once more, on features from which a factor is erased; erasures are fitted where probes are."""
+    table = manifest.table
+    inside = features.at(held_in)
+    result = None
+    if settings.label is not None:
+        fitted = np.flatnonzero(
+            np.isin(features.rows, plan_splits(table, settings, settings.label, seed)[0].rows)
+        )
+        changed, _ = erase_factor(features, known_values(table, erased, features.rows), fitted)
+        result = run_probe(changed, table, settings, seed=seed, methods=methods, device=device)
+    everywhere = np.arange(len(inside), dtype=np.int64)
+    _, dimensions = erase_factor(inside, known_values(table, erased, inside.rows), everywhere)
+    leakage = read_all(
+        inside, table, factors, k=settings.k, seed=seed, device=device, methods=METHODS, erased=erased
+    )
+    return ErasedReport(dimensions, features.cls.shape[1], result, leakage)
 
 
 def _labelled_rows(table: pl.DataFrame, settings: ProbeSettings, seed: int) -> Rows:

@@ -1,16 +1,31 @@
 """What probes measured, as data and as text."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from openfino.errors import OpenfinoError
+from openfino.evaluation.comparison import aligned, erasure_table
 
 Method = Literal["knn", "linear"]
 METHODS: tuple[Method, ...] = ("knn", "linear")
 # What a factor's reading is worth: a discrete factor has the first, every other kind the second.
 READINGS = ("knn_accuracy", "knn_r2")
+# Everything that a reading may hold, with what reading without features would score in between.
+MEASURES = (
+    "knn_accuracy",
+    "linear_accuracy",
+    "majority",
+    "knn_balanced",
+    "linear_balanced",
+    "chance",
+    "knn_r2",
+    "linear_r2",
+    "knn_cosine",
+    "linear_cosine",
+    "constant_cosine",
+)
 
 
 @dataclass(frozen=True)
@@ -64,18 +79,24 @@ class ProbeResult:
 
 @dataclass(frozen=True)
 class FactorReading:
-    """How well a factor's value can be told from frozen features by their neighbours.
+    """How well a factor's value can be told from frozen features, on rows that the readers were not fitted on.
 
     Attributes:
         rows: tested rows; 0 when too few rows have a value (discrete: when no value occurs in two rows).
         values: different values that took part.
         left_out: rows without a value; discrete: also those with a value that no other row shares.
-        knn_accuracy: discrete: share of the tested rows that were read right; None without tested rows.
+        knn_accuracy: discrete: share of the tested rows that their neighbours tell right; None without tested rows.
         majority: discrete: accuracy of always answering the most common value; None without tested rows.
         chance: discrete: accuracy of guessing, 1 / values; None without tested rows.
         knn_r2: continuous, cyclic and vector: R^2 of the predicted target (cyclic: sine and cosine). 1 is read
             exactly; about 0, or a little under, is nothing. None for discrete, and where the tested rows do
             not differ.
+        knn_balanced: discrete: mean over the values of the share that was told right.
+        knn_cosine: cyclic: mean cosine of the angle between prediction and truth, from -1 to 1.
+        constant_cosine: cyclic: the same of always answering the mean direction.
+        linear_accuracy, linear_balanced, linear_r2, linear_cosine: the same by a linear reader
+            (:mod:`openfino.evaluation.linear_readers`); None where it was not asked for.
+        errors: measure -> its standard error over tested rows.
     """
 
     rows: int
@@ -85,6 +106,31 @@ class FactorReading:
     majority: float | None
     chance: float | None
     knn_r2: float | None = None
+    knn_balanced: float | None = None
+    knn_cosine: float | None = None
+    constant_cosine: float | None = None
+    linear_accuracy: float | None = None
+    linear_balanced: float | None = None
+    linear_r2: float | None = None
+    linear_cosine: float | None = None
+    errors: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class ErasedReport:
+    """What can be read once a factor is erased from the features by LEACE (:mod:`openfino.evaluation.erasure`).
+
+    Attributes:
+        dimensions: directions that the erasure takes out of CLS.
+        of: the dimensions of CLS.
+        label: the probes of the label; None when no label is named.
+        leakage: the reading of each factor asked for.
+    """
+
+    dimensions: int
+    of: int
+    label: ProbeResult | None
+    leakage: dict[str, FactorReading]
 
 
 @dataclass(frozen=True)
@@ -107,6 +153,7 @@ class ProbeReport:
     unreadable: int
     causes: list[str]
     before: dict[str, Any] | None = None
+    erased: dict[str, ErasedReport] = field(default_factory=dict)
 
     def score(self, split: str, method: Method, metric: str) -> float:
         """One number, such as the one that selects the best checkpoint.
@@ -133,6 +180,8 @@ class ProbeReport:
         parts = [] if self.label is None else [_label_table(self.label, before.get("label") or {})]
         if self.leakage:
             parts.append(_leakage_table(self.leakage, before.get("leakage") or {}))
+        if self.erased:
+            parts.append(erasure_table(self.to_json()))
         if self.before is not None:
             parts.append("In brackets: the starting backbone, as the model's run recorded it.")
         if self.unreadable:
@@ -154,38 +203,27 @@ def _label_table(result: ProbeResult, before: Mapping[str, Any]) -> str:
             old = before.get("splits", {}).get(name, {}).get("scores", {}).get(method, {})
             values = [_beside(scores.get(metric), old.get(metric)) for metric in metrics]
             lines.append([name, str(split.rows), str(split.unseen_label), method, *values])
-    return f"{title}\n{_aligned(lines)}"
+    return f"{title}\n{aligned(lines)}"
 
 
 def _leakage_table(readings: Mapping[str, FactorReading], before: Mapping[str, Any]) -> str:
     shown = [
         measure
-        for measure in ("knn_accuracy", "majority", "chance", "knn_r2")
-        if measure != "knn_r2" or any(reading.knn_r2 is not None for reading in readings.values())
+        for measure in MEASURES
+        if any(getattr(reading, measure) is not None for reading in readings.values())
     ]
     lines = [["read from features", "rows", "values", *shown]]
     for name, reading in readings.items():
         old = before.get(name, {})
         values = [
-            _beside(getattr(reading, measure), old.get(measure) if measure in READINGS else None)
+            _beside(getattr(reading, measure), old.get(measure) if measure.startswith(METHODS) else None)
             for measure in shown
         ]
         lines.append([name, str(reading.rows), str(reading.values), *values])
-    return _aligned(lines)
+    return aligned(lines)
 
 
 def _beside(value: float | None, before: float | None) -> str:
     if value is None:
         return "-"
     return f"{value:.3f}" if before is None else f"{value:.3f} ({before:.3f})"
-
-
-def _aligned(lines: Sequence[Sequence[str]]) -> str:
-    """Columns of equal width: the first flush left, the others flush right."""
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "\n".join(
-        "  ".join(
-            cell.rjust(width) if number else cell.ljust(width) for number, (cell, width) in enumerate(pairs)
-        )
-        for pairs in (list(zip(line, widths, strict=True)) for line in lines)
-    )

@@ -31,6 +31,9 @@ class ProbeSettings(Section):
     """The probe that selects the best checkpoint."""
     max_rows: Positive | None = None
     """Probe on at most this many rows of each split."""
+    erase: list[str] | None = None
+    """Factors to erase from the frozen features by LEACE (no training) and measure without, at the start and the end;
+    every spurious factor when not given, ``[]`` for none."""
     pictures: Count = 4
     """With each probe, draw what the teacher sees in this many images that do not train (in training images if all
     train): ``pictures/`` and TensorBoard."""
