@@ -35,6 +35,13 @@ def test_a_run_leaves_everything_that_is_promised(image_set, tmp_path):
     assert [record["step"] for record in records if "loss/total" in record] == list(range(8))
     # Without a label the factors are still read from the features, before and after.
     assert [record["step"] for record in records if "probe/leakage/site/knn_accuracy" in record] == [0, 7]
+    # What became of each of them, reader by reader, is judged; as sentences too where it is not what was asked for.
+    judged = {(change["factor"], change["role"], change["method"]) for change in summary["leakage"]}
+    roles = {"site": "informative", "dose": "spurious"}
+    assert judged == {(name, role, method) for name, role in roles.items() for method in ("knn", "linear")}
+    assert len(summary["flags"]) == sum(change["flagged"] for change in summary["leakage"])
+    assert list(summary["probes"]["after"]["erased"]) == ["dose"]
+    assert json.loads((out / "summary.json").read_text())["leakage"] == summary["leakage"]
     records = [record for record in records if "loss/total" in record]
     expected = {
         "loss/total", "loss/dino", "loss/ibot", "loss/sigreg", "loss/guidance", "gradient_norm", "guidance/ramp",

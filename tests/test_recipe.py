@@ -149,6 +149,10 @@ def test_no_row_of_another_split_trains_unless_asked(settings, splits):
         ({"probe": {"split": "s", "val": "val"}}, "'val' would have no effect without 'label'"),
         ({"probe": {"every": 5, "pictures": 0}}, "'every' would have no effect without 'label'"),
         (
+            {"probe": {"erase": ["plate", "well"]}, "factors": {"plate": "watched"}},
+            "names 'well', which 'factors'",
+        ),
+        (
             {"probe": {"split": "s", "tests": ["test"], "group": "g", "val": "v"}},
             "'val', 'tests', 'group' would have no effect without 'label'",
         ),
@@ -157,6 +161,12 @@ def test_no_row_of_another_split_trains_unless_asked(settings, splits):
 )
 def test_impossible_combinations_are_refused(settings, message):
     assert any(message in str(problem) for problem in problems(**settings))
+
+
+def test_factors_alone_are_probed_on_the_way():
+    probe = {"every": 5, "pictures": 0, "erase": ["plate"]}
+    recipe = build_recipe({**BASE, "probe": probe, "factors": {"plate": "watched"}})
+    assert (recipe.probe.every, recipe.probe.erase) == (5, ["plate"])
 
 
 def test_a_preset_lies_under_the_users_keys():

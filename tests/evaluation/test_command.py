@@ -126,6 +126,49 @@ def test_leakage_names_factors_of_the_run_and_columns(image_set, tmp_path):
     assert [problem.where for problem in caught.value.problems] == ["--leakage", "probe.label"]
 
 
+def test_factors_are_erased_by_name(image_set, tmp_path):
+    recipe = {"factors": {"clinic": {"role": "spurious", "columns": ["site"]}}}
+    run = save_run(tmp_path / "run", tiny_model(), recipe, {"clinic": {"kind": "discrete"}})
+    options = {**OPTIONS, "leakage": ["dose"], "erase": ["clinic,dose"]}
+    report = probe_command(run, image_set, **options)
+    assert list(report.leakage) == ["dose", "clinic"]
+    assert [(name, erased.of) for name, erased in report.erased.items()] == [("clinic", 32), ("dose", 32)]
+    assert (report.erased["clinic"].dimensions, report.erased["dose"].dimensions) == (3, 1)
+    for erased in report.erased.values():
+        assert list(erased.leakage) == ["dose", "clinic"]
+        assert erased.label.splits["test"].rows == report.label.splits["test"].rows
+    assert report.erased["clinic"].leakage["clinic"].linear_accuracy <= report.leakage["clinic"].majority
+    assert "this model - clinic" in report.table()
+    assert json.loads(json.dumps(report.to_json()))["erased"]["dose"]["of"] == 32
+    plain = probe_command(run, image_set, **{**options, "erase": []})
+    assert (plain.label, plain.leakage["dose"]) == (report.label, report.leakage["dose"])
+    with pytest.raises(InputProblemsError) as caught:
+        probe_command(run, image_set, **{**options, "erase": ["plate"]})
+    assert [problem.where for problem in caught.value.problems] == ["--erase"]
+
+    # The starting backbone without the factor, where the run recorded it on the same rows.
+    probe = {"label": "label", "split": "split", "train": "train", "k": 5}
+    record = json.loads(json.dumps(report.to_json()))
+    later = save_run(
+        tmp_path / "later",
+        tiny_model(seed=2),
+        {**recipe, "probe": probe, "seed": 0},
+        {"clinic": {"kind": "discrete"}},
+        record,
+    )
+    before = probe_command(later, image_set, **{**options, "erase": ["clinic"]}).before
+    assert list(before["erased"]) == ["clinic"]
+    assert before["erased"]["clinic"]["leakage"] == record["erased"]["clinic"]["leakage"]
+
+
+def test_a_column_whose_name_has_a_comma_is_one(image_set, tmp_path):
+    table = pl.read_csv(image_set).rename({"site": "site, room"})
+    table.write_csv(image_set)
+    run = save_run(tmp_path / "run", tiny_model(), {})
+    report = probe_command(run, image_set, **{**OPTIONS, "leakage": ["site, room", "dose"]})
+    assert list(report.leakage) == ["site, room", "dose"]
+
+
 def test_retention_is_shown_where_the_same_rows_were_scored(image_set, tmp_path):
     options = {**OPTIONS, "leakage": ["site"], "group": "site"}
     start = probe_command(save_run(tmp_path / "start", tiny_model(seed=1), {}), image_set, **options)

@@ -40,8 +40,7 @@ class ProbeSettings(Section):
 
     @model_validator(mode="after")
     def _needs(self) -> Self:
-        needing = ("val", "tests", "group") if self.pictures else ("val", "every", "tests", "group")
-        given = [name for name in needing if getattr(self, name)]
+        given = [name for name in ("val", "tests", "group") if getattr(self, name)]
         if given and self.label is None:
             raise ValueError(
                 f"{', '.join(map(repr, given))} would have no effect without 'label': name the column of the task "

@@ -53,6 +53,15 @@ class Recipe(Section):
         return self
 
     @model_validator(mode="after")
+    def _something_to_probe(self) -> Self:
+        probe = self.probe
+        if probe.every is not None and not (probe.label or self.factors or probe.pictures):
+            raise ValueError(
+                "'every' would have no effect without 'label', factors or pictures: leave it out"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _erased_factors_exist(self) -> Self:
         unknown = [name for name in self.probe.erase or [] if name not in self.factors]
         if unknown:
