@@ -30,10 +30,12 @@ BATCH = 64
 
 @dataclass(frozen=True)
 class Pooled:
-    """Features of images, float32 [n, D] each."""
+    """Features of images, float32 [n, D] each, ``placed`` [n, P D]."""
 
     cls: Matrix
     mean: Matrix
+    placed: Matrix
+    """All patch tokens side by side, each in its place as a pixel of a raw image is in its own."""
 
     @property
     def both(self) -> Matrix:
@@ -57,10 +59,12 @@ def stream_tokens(model: LoadedModel, images: Images) -> Iterator[Tokens]:
 
 
 def pooled_features(model: LoadedModel, images: Images) -> Pooled:
-    """CLS and mean patch of images [n, C, H, W]."""
-    parts = [(tokens.cls, tokens.patches.mean(dim=1)) for tokens in stream_tokens(model, images)]
-    cls, mean = (torch.cat(part).numpy() for part in zip(*parts, strict=True))
-    return Pooled(cls, mean)
+    """CLS, mean patch and all patches of images [n, C, H, W]."""
+    parts = [
+        (tokens.cls, tokens.patches.mean(dim=1), tokens.patches.flatten(1))
+        for tokens in stream_tokens(model, images)
+    ]
+    return Pooled(*(torch.cat(part).numpy() for part in zip(*parts, strict=True)))
 
 
 def patch_features(model: LoadedModel, images: Images) -> Matrix:

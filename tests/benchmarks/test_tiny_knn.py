@@ -47,6 +47,8 @@ def test_features_are_those_of_the_tokens_whatever_the_batch(model, monkeypatch)
     np.testing.assert_allclose(features.cls, tokens.cls, atol=1e-5)
     np.testing.assert_allclose(features.mean, tokens.patches.mean(dim=1), atol=1e-5)
     np.testing.assert_array_equal(features.both, np.concatenate([features.cls, features.mean], axis=1))
+    patches = frozen.patch_features(model, GREY)
+    np.testing.assert_array_equal(features.placed, patches.reshape(len(GREY), -1))
     np.testing.assert_allclose(frozen.patch_features(model, GREY), tokens.patches, atol=1e-5)
 
 
