@@ -11,7 +11,8 @@ is the localisation. Every seed draws its own images and its own random network.
 Decided before any figure was seen: the headline is CLS and mean patch side by side, as the linear probe takes them, and
 on the four channels of the sample set the network applied to each channel on its own (as grey, features side by side);
 the other rows are there to be compared. ``patches in place``, added when training had begun, has all patch tokens side
-by side: both data sets show centred objects, of which raw pixels and HOG know the places and the headline does not. Raw pixels count with the better of their two rows.
+by side: both data sets show centred objects, of which raw pixels and HOG know the places and the headline does not.
+Raw pixels count with the better of their two rows.
 
 Prints Markdown and writes OUT.
 """

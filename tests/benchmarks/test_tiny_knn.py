@@ -94,7 +94,7 @@ def test_channel_by_channel_is_each_channel_as_grey(model):
     assert rows["net, channel by channel, cls+mean"].shape == (5, 8 * width)
     assert rows["net, patch embedding expanded, cls+mean"].shape == (5, 2 * width)
     assert set(tiny_knn.network_rows("net", model, GREY)) == {
-        f"net, {kind}" for kind in ("cls", "mean", "cls+mean")
+        f"net, {kind}" for kind in ("cls", "mean", "cls+mean", "patches in place")
     }
 
 
