@@ -152,7 +152,7 @@ def _count(column: Column, series: pl.Series, coded: Coded) -> None:
     if coded.size == 0:
         return
     share = coded.counts / coded.known
-    column.entropy = max(float(-(share * np.log2(share)).sum()), 0.0)
+    column.entropy = max(0.0, float(-(share * np.log2(share)).sum()))  # in this order: never -0.0
     column.imbalance = float(share.max())
     if coded.kind == "discrete":
         column.values = coded.size
