@@ -17,7 +17,7 @@ Doubles = NDArray[np.float64]
 Known = TypeVar("Known", Codes, Matrix)
 
 # Share of the covariance that is replaced by a multiple of the identity, strongest first.
-SHRINKAGES = (1.0, 0.5, 0.2, 0.1, 0.05, 0.02, 0.01, 1e-3, 1e-4)
+SHRINKAGES = (1.0, 0.3, 0.1, 0.03, 0.01, 1e-3, 1e-4)
 # Rows that a reader is fitted on, at most: beyond, time grows and the reading hardly changes.
 MAX_ROWS = 20_000
 
@@ -104,32 +104,32 @@ def _at_most(bank: Matrix, known: Known, generator: np.random.Generator) -> tupl
 def _discriminants(
     features: Matrix, codes: Codes, shrinkages: tuple[float, ...]
 ) -> tuple[Codes, list[LinearReader]]:
-    """The classes in rising order, and one reader for each shrinkage, from one decomposition."""
+    """The classes in rising order, and one reader for each shrinkage."""
     mean, scale, standard = _standardised(features)
     classes, members, counts = np.unique(codes, return_inverse=True, return_counts=True)
-    centres = np.zeros((len(classes), standard.shape[1]))
-    np.add.at(centres, members, standard)
-    centres /= counts[:, None]
-    within = standard - centres[members]
-    variances, axes = np.linalg.eigh(within.T @ within / len(within))
-    along = centres @ axes
+    sums = np.zeros((len(classes), standard.shape[1]))
+    np.add.at(sums, members, standard)
+    centres: Doubles = sums / counts[:, None]
+    standard -= centres[members]
+    covariance = standard.T @ standard / len(standard)
     readers = []
     for shrinkage in shrinkages:
-        weights = along / _shrunk(variances, shrinkage)
-        bias = np.log(counts / len(codes)) - 0.5 * (along * weights).sum(axis=1)
-        readers.append(LinearReader(mean, scale, axes @ weights.T, bias, shrinkage))
+        solved = np.linalg.solve(_shrunk(covariance, shrinkage), centres.T)
+        weights: Doubles = solved.astype(np.float64, copy=False)
+        bias = np.log(counts / len(codes)) - 0.5 * (centres.T * weights).sum(axis=0)
+        readers.append(LinearReader(mean, scale, weights, bias, shrinkage))
     return classes, readers
 
 
 def _ridges(features: Matrix, targets: Matrix, shrinkages: tuple[float, ...]) -> list[LinearReader]:
-    """One reader for each shrinkage, from one decomposition."""
+    """One reader for each shrinkage."""
     mean, scale, standard = _standardised(features)
-    middle = targets.mean(axis=0, dtype=np.float64)
-    variances, axes = np.linalg.eigh(standard.T @ standard / len(standard))
-    along = axes.T @ (standard.T @ (targets - middle)) / len(standard)
+    middle = targets.astype(np.float64).mean(axis=0)
+    covariance = standard.T @ standard / len(standard)
+    along = standard.T @ (targets - middle) / len(standard)
+    weights = [np.linalg.solve(_shrunk(covariance, each), along) for each in shrinkages]
     return [
-        LinearReader(mean, scale, axes @ (along / _shrunk(variances, each)[:, None]), middle, each)
-        for each in shrinkages
+        LinearReader(mean, scale, own, middle, each) for own, each in zip(weights, shrinkages, strict=True)
     ]
 
 
@@ -142,8 +142,9 @@ def _standardised(features: Matrix) -> tuple[Doubles, Doubles, Doubles]:
     return mean, scale, (exact - mean) / scale
 
 
-def _shrunk(variances: Doubles, shrinkage: float) -> Doubles:
-    """(1 - s) variances + s (their mean), never 0."""
-    average = variances.mean()
-    mixed = (1 - shrinkage) * np.maximum(variances, 0.0) + shrinkage * average
-    return mixed if average > 0 else np.ones_like(variances)
+def _shrunk(covariance: Doubles, shrinkage: float) -> Doubles:
+    """(1 - s) covariance + s (its mean variance) identity, never singular."""
+    average = float(np.trace(covariance)) / len(covariance)
+    if average == 0:
+        return np.eye(len(covariance))
+    return (1 - shrinkage) * covariance + shrinkage * average * np.eye(len(covariance))
