@@ -73,10 +73,15 @@ def _train(job: Job, say: Say, number: str) -> None:
                 "with the arms that are left"
             ) from None
     shutil.rmtree(recipe.out / FOLDER, ignore_errors=True)
+    _release_memory()
+    say(f"{number}: {job.title}, {time.perf_counter() - started:.0f} s")
+
+
+def _release_memory() -> None:
+    """Of the models and the optimizer of the arm before: they hold each other until a collection."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-    say(f"{number}: {job.title}, {time.perf_counter() - started:.0f} s")
 
 
 def _finished(jobs: Sequence[Job]) -> int:
