@@ -184,11 +184,15 @@ def _scores(record: Mapping[str, Any]) -> dict[tuple[str, str, str], float]:
             for metric, value in metrics.items():
                 scores[f"{label.get('label', 'label')}, {split}", method, metric] = value
     for factor, reading in (record.get("leakage") or {}).items():
-        if reading.get("knn_accuracy") is not None:
-            share = f"accuracy (majority {reading['majority']:.3f})" if "majority" in reading else "accuracy"
-            scores[f"{factor}, read from the features", "knn", share] = reading["knn_accuracy"]
-        if reading.get("knn_r2") is not None:
-            scores[f"{factor}, read from the features", "knn", "R^2"] = reading["knn_r2"]
+        what = f"{factor}, read from the features"
+        for method in ("knn", "linear"):
+            if reading.get(f"{method}_accuracy") is not None:
+                share = (
+                    f"accuracy (majority {reading['majority']:.3f})" if "majority" in reading else "accuracy"
+                )
+                scores[what, method, share] = reading[f"{method}_accuracy"]
+            if reading.get(f"{method}_r2") is not None:
+                scores[what, method, "R^2"] = reading[f"{method}_r2"]
     return scores
 
 
