@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from openfino.compass.folder import claim, write_bytes
 from openfino.compass.page import page_html
 from openfino.compass.plan import (
     CONTROL,
+    Arm,
     arm_of,
     jobs_of,
     paced,
@@ -30,6 +32,7 @@ from openfino.compass.plot import plot_pixels
 from openfino.compass.result import (
     RECIPE_FILE,
     Compass,
+    Scores,
     helping,
     read_scores,
     recommend,
@@ -49,7 +52,26 @@ SEEDS = 3
 # Keys that neither change what an arm learns nor belong to its recipe alone.
 _FREE = ("out", "manifest", "seed", "entangled", "train_split")
 _FREE_TRAIN = ("workers", "threads", "log_every", "checkpoint_every", "keep_checkpoints", "device")
-_FREE_PROBE = ("every", "pictures")
+_FREE_PROBE = ("every", "erase", "pictures")
+
+
+@dataclass(frozen=True)
+class _Task:
+    """What all arms share."""
+
+    base: Recipe
+    validation: Validation
+    out: Path
+    table: Path
+    seeds: list[int]
+    say: Say
+
+    def train(self, arms: Sequence[Arm]) -> Scores:
+        """The scores of ``arms``, trained where they are not yet."""
+        jobs = jobs_of(arms, self.seeds, self.base, self.validation, self.out, self.table)
+        run_jobs(jobs, self.say)
+        splits = [*self.validation.parts.values(), *self.validation.tests]
+        return read_scores(jobs, splits, self.base.probe)
 
 
 def run_compass(
@@ -94,26 +116,16 @@ def run_compass(
     split_names: dict[Part, str | None] = {"in": val_in, "out": val_out}
     asked = Asked(group, {part: name for part, name in split_names.items() if name is not None})
     base, ready, validation = _checked(given, names, seeds, steps, asked)
-    manifest = ready.manifest
 
-    out = out or given.out.with_name(f"{given.out.name}-compass")
+    out = (out or given.out.with_name(f"{given.out.name}-compass")).absolute()
     _refuse_inside(out, given)
-    table = claim(out, _plan(base, validation), _table(manifest, validation), overwrite=overwrite)
-    base = base.model_copy(
-        update={"images": base.images.model_copy(update={"path_columns": list(manifest.path_columns)})}
-    )
-    every = list(range(given.seed, given.seed + seeds))
+    table = claim(out, _plan(base, validation), _table(ready.manifest, validation), overwrite=overwrite)
+    task = _Task(base, validation, out, table, list(range(given.seed, given.seed + seeds)), say)
     arms = single_arms(names, list(given.factors))
-    jobs = jobs_of([CONTROL, *arms], every, base, validation, out, table)
     for warning in validation.warnings:
         say(f"! {warning}")
-    say(
-        f"{len(jobs)} runs of {base.train.steps} steps: control and {len(arms)} arms, {seeds} seeds, in {out}"
-    )
-    run_jobs(jobs, say)
-
-    splits = [*validation.parts.values(), *validation.tests]
-    scores = read_scores(jobs, splits, base.probe)
+    say(f"control and {len(arms)} arms, {seeds} seeds, {base.train.steps} steps each, in {out}")
+    scores = task.train([CONTROL, *arms])
     spreads = spreads_of(scores, [CONTROL, *arms], validation.parts)
     warnings = {arm.name: cautions(ready, base, arm.roles) for arm in arms}
     found = weigh_factors(scores, arms, spreads, validation, warnings)
@@ -122,9 +134,7 @@ def run_compass(
     if len(roles) > 1:
         combination = arm_of(roles, arms)
         say(f"what helps, together: {combination.title}")
-        more = jobs_of([combination], every, base, validation, out, table)
-        run_jobs(more, say)
-        scores |= read_scores(more, splits, base.probe)
+        scores |= task.train([combination])
         candidates.append(combination)
     chosen = recommend(scores, candidates, arms, spreads, validation)
     compass = Compass(
@@ -133,7 +143,7 @@ def run_compass(
         measure=(base.probe.metric, base.probe.method),
         label=str(base.probe.label),
         steps=base.train.steps,
-        seeds=every,
+        seeds=task.seeds,
         validation=validation,
         scores=scores,
         spreads=spreads,
@@ -196,7 +206,9 @@ def _checked(
         validation, problems = plan_validation(ready.manifest, base, asked)
     if problems or ready is None or validation is None:
         raise InputProblemsError(list(dict.fromkeys(problems)))
-    return base, ready, validation
+    # Inferred from the names of columns or not: the arms' table has them where the manifest has.
+    images = base.images.model_copy(update={"path_columns": list(ready.manifest.path_columns)})
+    return base.model_copy(update={"images": images}), ready, validation
 
 
 def _asked_problems(given: Recipe, names: Sequence[str], seeds: int) -> list[Problem]:

@@ -47,7 +47,6 @@ def page_html(compass: Compass, recipe: str) -> str:
         ),
         runs=_runs(compass),
         recipe=escape(recipe),
-        file=escape(str(compass.out / "recommended.yaml")),
         version=openfino.__version__,
     )
 

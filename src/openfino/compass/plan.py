@@ -151,6 +151,7 @@ def _recipe_of(arm: Arm, seed: int, recipe: Recipe, validation: Validation, out:
             "val": None,
             "tests": [*validation.parts.values(), *validation.tests],
             "every": None,
+            "erase": [],
             "pictures": 0,
         },
     }
