@@ -18,7 +18,10 @@ def probe_record(knn, linear, plate, step=0):
         "label": {"label": "organelle", "splits": {"test": {"scores": scores}}},
         "unreadable": 1,
         "causes": ["/home/someone/secret/patient_7.tif: cannot identify image file"],
-        "leakage": {"plate": reading, "dose": {"knn_accuracy": None, "knn_r2": 0.25 if step == 0 else 0.125}},
+        "leakage": {
+            "plate": reading,
+            "dose": {"knn_accuracy": None, "knn_r2": 0.25 if step == 0 else 0.125, "linear_r2": 0.5},
+        },
     }
 
 

@@ -38,6 +38,7 @@ def test_the_card_states_the_facts(run_folder, tmp_path):
     assert "| organelle, test | linear | macro_f1 | 0.222 | 0.444 |" in card
     assert "| plate, read from the features | knn | accuracy (majority 0.300) | 0.999 | 0.777 |" in card
     assert "| dose, read from the features | knn | R^2 | 0.250 | 0.125 |" in card
+    assert "| dose, read from the features | linear | R^2 | 0.500 | 0.500 |" in card
     assert "not probed" not in card
     assert "ImageNet mean" in card
     recipe = yaml.safe_load(re.search(r"```yaml\n(.*?)```", card, re.DOTALL).group(1))
