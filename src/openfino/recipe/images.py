@@ -42,7 +42,7 @@ class ViewSettings(Section):
     local_scale: Range = (0.05, 0.4)
     aspect: Range = (3 / 4, 4 / 3)
     blur_sigma: Range = (0.1, 2.0)
-    """Weakest and strongest blur, pixels of the crop (not in ``fluorescence``). The default is for crops of about 224."""
+    """Weakest and strongest blur (not in ``fluorescence``), pixels of the crop; the default is for about 224 pixels."""
     protein_channel: str | None = None
     """For ``fluorescence``: the channel that is never dropped and whose contrast varies."""
 
