@@ -1,5 +1,6 @@
 """Compasses that train: on one folder by one process, by several, and after a kill."""
 
+import errno
 import json
 import os
 import signal
@@ -17,6 +18,7 @@ from typer.testing import CliRunner
 import openfino
 from openfino.adapt import adapt
 from openfino.cli import app
+from openfino.compass.command import _refuse_inside
 from openfino.compass.folder import lock
 from openfino.errors import InputProblemsError, OpenfinoError
 from openfino.models.store import load_model
@@ -258,6 +260,21 @@ def test_a_foreign_folder_is_left_alone(image_set, tmp_path):
     with pytest.raises(OpenfinoError, match="holds the manifest"):
         run(recipe, out=image_set.parent, overwrite=True)
     assert os.listdir(foreign) == ["thesis.txt"]
+
+
+def test_a_folder_among_the_images_is_refused(image_set, tmp_path):
+    recipe = recipe_of(image_set.parent, tmp_path, factors={"folder": "watched"})
+    with pytest.raises(OpenfinoError, match="lies among the images"):
+        _refuse_inside(image_set.parent / "images" / "compass", load_recipe(recipe))
+
+
+def test_a_file_system_without_locks_is_named(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    with pytest.raises(OpenfinoError, match="No locks available"), lock(tmp_path / "lock"):
+        pass
 
 
 def test_everything_wrong_is_said_at_once_and_nothing_is_written(image_set, tmp_path):

@@ -261,8 +261,13 @@ def _absolute(manifest: Manifest, value: str | None) -> str | None:
 
 
 def _refuse_inside(out: Path, given: Recipe) -> None:
-    if given.manifest.resolve().is_relative_to(out.resolve()):
+    manifest, folder = given.manifest.resolve(), out.resolve()
+    if manifest.is_relative_to(folder):
         raise OpenfinoError(f"{out} holds the manifest; choose another folder with --out")
+    if manifest.is_dir() and folder.is_relative_to(manifest):
+        raise OpenfinoError(
+            f"{out} lies among the images, where its plot would become one; choose another with --out"
+        )
 
 
 def _write(compass: Compass, recipe: str) -> None:

@@ -35,6 +35,9 @@ def lock(path: Path, *, wait: bool = False) -> Iterator[bool]:
     Args:
         path: a file that is made if need be, and stays.
         wait: until it is free.
+
+    Raises:
+        OpenfinoError: if the file system has no locks.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a") as file:
@@ -50,6 +53,11 @@ def _try_lock(file: Any) -> bool:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
+    except OSError as error:
+        raise OpenfinoError(
+            f"{file.name} cannot be locked ({error.strerror}): choose a folder on a file system with locks, such as a "
+            "local disk or NFS 4"
+        ) from None
     return True
 
 
