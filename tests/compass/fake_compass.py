@@ -37,12 +37,13 @@ def rising(level, shift):
     return [level + (1 + shift) * jitter for jitter in JITTER]
 
 
-def fake_compass(means=MEANS, combined=(0.15, 0.14, 0.13), out=Path("compass"), own=None):
+def fake_compass(means=MEANS, combined=(0.15, 0.14, 0.13), out=Path("compass"), own=None, start=0.2):
     own = own or validation()
     arms = single_arms(list(means), list(means))
     splits = [*own.parts.values(), *own.tests]
     places = {"compass_in": 0, "compass_out": 1, "test": 2}
-    scores = {name: {split: rising(0.3, 0) for split in splits} for name in (START, CONTROL.name)}
+    levels = {START: start, CONTROL.name: 0.3}
+    scores = {name: {split: rising(level, 0) for split in splits} for name, level in levels.items()}
     for number, arm in enumerate(arms):
         ((name, role),) = arm.roles.items()
         scores[arm.name] = {

@@ -123,3 +123,12 @@ def test_the_json_holds_every_change_and_the_rule():
     assert len(plate["spurious"]["out"]["per_seed"]) == 3
     assert found["noise"]["out"]["degrees_of_freedom"] == 16
     assert found["recommendation"]["tests"]["test"]["effect"] == "helps"
+
+
+def test_a_budget_that_teaches_nothing_is_warned_of():
+    assert not fake_compass().warnings
+    (warning,) = fake_compass(start=0.31).to_json()["warnings"]
+    assert (
+        "60 steps taught the model nothing out of distribution (macro_f1 0.310 before, 0.300 after)"
+        in warning
+    )

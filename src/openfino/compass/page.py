@@ -9,7 +9,7 @@ import openfino
 from openfino.compass.plan import CONTROL, ROLES
 from openfino.compass.plot import colour_of, plot_svg
 from openfino.compass.result import RULE, START, Compass, FactorResult
-from openfino.compass.terminal import level, sentences, warnings_of
+from openfino.compass.terminal import sentences, warnings_of
 from openfino.compass.validation import WORDS, Part
 from openfino.compass.verdict import Change, Quadrant
 
@@ -61,8 +61,8 @@ def _table(compass: Compass, part: Part) -> str:
     decides = " (decides)" if part == compass.deciding else ""
     return (
         f"<h3>{WORDS[part].capitalize()}{decides}</h3><div class='scroll'><table><thead><tr>{head}</tr></thead>"
-        f"<tbody>{rows}</tbody></table></div><p class='small'>Control {level(compass, CONTROL.name, part):.3f}, "
-        f"before training {level(compass, START, part):.3f}. Within noise: up to {noise:.3f}. "
+        f"<tbody>{rows}</tbody></table></div><p class='small'>Control {compass.level(CONTROL.name, part):.3f}, "
+        f"before training {compass.level(START, part):.3f}. Within noise: up to {noise:.3f}. "
         f"{compass.validation.rows[part]:,} images.</p>"
     )
 

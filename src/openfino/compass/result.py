@@ -1,5 +1,6 @@
 """What a compass found."""
 
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -110,9 +111,22 @@ class Compass:
         """Arms that are held against the control."""
         return len(ROLES) * len(self.factors)
 
-    def split_of(self, part: Part) -> str:
-        """The arms' split of a part."""
-        return self.validation.parts[part]
+    def level(self, arm: str, part: Part) -> float:
+        """Mean score of an arm over the seeds."""
+        return statistics.fmean(self.scores[arm][self.validation.parts[part]])
+
+    @property
+    def warnings(self) -> list[str]:
+        """What weakens the result."""
+        part = self.deciding
+        before, after = self.level(START, part), self.level(CONTROL.name, part)
+        if after > before:
+            return self.validation.warnings
+        return [
+            *self.validation.warnings,
+            f"Without guidance {self.steps} steps taught the model nothing {WORDS[part]} ({self.measure[0]} {before:.3f} "
+            f"before, {after:.3f} after), so that the changes say little: give every arm more steps.",
+        ]
 
     def to_json(self) -> dict[str, Any]:
         """The content of ``compass.json``."""
@@ -152,7 +166,7 @@ class Compass:
                 "tests": {split: change.to_json() for split, change in chosen.tests.items()},
             },
             "scores": self.scores,
-            "warnings": self.validation.warnings,
+            "warnings": self.warnings,
         }
 
     def _factor(self, factor: FactorResult) -> dict[str, Any]:
@@ -274,7 +288,10 @@ def recommend(
     part, split = validation.deciding, validation.parts[validation.deciding]
     if not candidates:
         arm = CONTROL
-        why = f"No factor clearly helps {WORDS[part]} in either role: train without guidance."
+        why = (
+            f"No factor clearly helps {WORDS[part]} in either role: train without guidance, or ask again with more "
+            "steps or seeds."
+        )
     else:
         arm = max(candidates, key=lambda each: float(np.mean(scores[each.name][split])))
         why = f"{arm.title}: the role that clearly helps {WORDS[part]}."

@@ -66,7 +66,7 @@ def sentences(compass: Compass) -> list[str]:
 def warnings_of(compass: Compass) -> list[str]:
     """What weakens the result, then what the columns' dependence says against a role."""
     return [
-        *compass.validation.warnings,
+        *compass.warnings,
         *(warning for factor in compass.factors.values() for warning in factor.warnings),
     ]
 
@@ -74,11 +74,6 @@ def warnings_of(compass: Compass) -> list[str]:
 def shown(change: Change) -> str:
     """``+0.031 +- 0.012``: mean and standard deviation over the seeds."""
     return f"{change.mean:+.3f} +- {change.deviation:.3f}"
-
-
-def level(compass: Compass, arm: str, part: Part) -> float:
-    """Mean score of an arm over the seeds."""
-    return statistics.fmean(compass.scores[arm][compass.split_of(part)])
 
 
 def _table(compass: Compass, part: Part) -> RichTable:
@@ -94,7 +89,7 @@ def _table(compass: Compass, part: Part) -> RichTable:
         table.add_row(Text(name), *cells, Text(quadrant, QUADRANT_STYLES[quadrant]))
     noise = compass.spreads[part].noise(compass.comparisons)
     table.caption = (
-        f"control {level(compass, CONTROL.name, part):.3f}, before training {level(compass, START, part):.3f}; "
+        f"control {compass.level(CONTROL.name, part):.3f}, before training {compass.level(START, part):.3f}; "
         f"within noise: up to {noise:.3f}; {compass.validation.rows[part]} images"
     )
     return table
