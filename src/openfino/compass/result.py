@@ -124,8 +124,8 @@ class Compass:
             return self.validation.warnings
         return [
             *self.validation.warnings,
-            f"Without guidance {self.steps} steps taught the model nothing {WORDS[part]} ({self.measure[0]} {before:.3f} "
-            f"before, {after:.3f} after), so that the changes say little: give every arm more steps.",
+            f"Without guidance {self.steps} steps taught the model nothing {WORDS[part]} ({self.measure[0]} "
+            f"{before:.3f} before, {after:.3f} after), so that the changes say little: give every arm more steps.",
         ]
 
     def to_json(self) -> dict[str, Any]:
