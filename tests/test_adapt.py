@@ -161,6 +161,20 @@ def test_a_run_with_missing_values_trains_every_term(image_set, tmp_path):
     assert all(np.isfinite(record["loss/total"]) for record in records)
 
 
+def test_a_run_may_end_where_it_stands_but_not_before(image_set, tmp_path):
+    def run(steps, **options):
+        train = {"schedule": "constant", "teacher_momentum": [0.9, 0.9], "steps": steps}
+        objective = {"guidance": {"ramp": "constant"}}
+        return run_tiny(image_set, tmp_path / "run", train=train, objective=objective, **options)
+
+    run(2)
+    before = losses(tmp_path / "run")
+    with pytest.raises(OpenfinoError, match="is at step 2; train.steps 1 is behind it"):
+        run(1, resume=True)
+    assert run(2, resume=True)["steps"] == 2
+    assert losses(tmp_path / "run") == before
+
+
 def test_a_resumed_run_on_a_grown_table_keeps_every_value_on_its_row(image_set, tmp_path):
     out = tmp_path / "run"
     changes = {"train": {"steps": 3, "schedule": "constant", "teacher_momentum": [0.9, 0.9]}}

@@ -60,12 +60,11 @@ def test_resuming_refuses_another_recipe_and_names_the_keys(tmp_path):
     claim(recipe(tmp_path, train={"steps": 100, "workers": 7}), resume=True)
 
 
-def test_a_run_whose_schedules_ignore_its_length_may_be_extended(tmp_path):
+def test_a_run_whose_schedules_ignore_its_length_may_end_elsewhere(tmp_path):
     constant = {"schedule": "constant", "steps": 100, "teacher_momentum": [0.99, 0.99]}
     claim(recipe(tmp_path, train=constant))
     claim(recipe(tmp_path, train={**constant, "steps": 200}), resume=True)
-    with pytest.raises(OpenfinoError, match=r"train\.steps"):
-        claim(recipe(tmp_path, train={**constant, "steps": 100}), resume=True)
+    claim(recipe(tmp_path, train={**constant, "steps": 60}), resume=True)
 
 
 def test_a_decay_over_the_whole_run_forbids_extending_it(tmp_path):

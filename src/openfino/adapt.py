@@ -72,6 +72,8 @@ def adapt(
         check_folder(recipe, resume=resume, overwrite=overwrite)
     checkpoint = _checkpoint(recipe, world) if resume else None
     start_step = step_of(checkpoint)
+    if start_step > recipe.train.steps:
+        raise OpenfinoError(f"the run is at step {start_step}; train.steps {recipe.train.steps} is behind it")
     ready = preflight(recipe, read_images="exist" if world.is_main else "none", start_step=start_step)
     if recipe.train.batch_size % world.size:
         raise OpenfinoError(

@@ -127,7 +127,7 @@ def claim_workspace(out: Path, *, overwrite: bool) -> None:
 def _refuse_other_recipe(recipe: Recipe, stored: dict[str, Any]) -> None:
     before, now = _flatten(stored), _flatten(recipe.model_dump(mode="json"))
     free = set(FREE_ON_RESUME)
-    if _may_be_extended(recipe) and recipe.train.steps >= before.get("train.steps", 0):
+    if _may_end_anywhere(recipe):
         free.add("train.steps")
     changed = [
         key
@@ -142,8 +142,8 @@ def _refuse_other_recipe(recipe: Recipe, stored: dict[str, Any]) -> None:
         )
 
 
-def _may_be_extended(recipe: Recipe) -> bool:
-    """Whether no schedule depends on the number of steps, so that a longer run begins exactly like a shorter one."""
+def _may_end_anywhere(recipe: Recipe) -> bool:
+    """Whether no schedule depends on the number of steps, so that the end may be moved."""
     train = recipe.train
     return (
         train.schedule == "constant"
