@@ -89,8 +89,10 @@ def test_no_pictures_when_none_are_asked_for(image_set, tmp_path):
 
 
 def test_every_needs_something_to_do(image_set, tmp_path):
+    settings = tiny_settings(image_set, tmp_path, probe={"every": 2, "pictures": 0})
     with pytest.raises(InputProblemsError, match="'every' would have no effect"):
-        build_recipe(tiny_settings(image_set, tmp_path, probe={"every": 2, "pictures": 0}))
+        build_recipe({**settings, "factors": {}})
+    build_recipe(settings)  # factors are read at every probe
 
 
 def test_training_does_not_notice(image_set, tmp_path):
