@@ -65,7 +65,7 @@ def tiny_card(
         _training(stages),
         _curve(stages),
         _use(preprocessing),
-        "## Limits\n\nIt is small, and what it knows it learned from drawings of 64 pixels: shapes, textures, "
+        "## Limits\n\nIt is small, and what it knows it learned from drawings: shapes, textures, "
         "occlusion, but no things of the world. It is a start for demonstrations, tests, small budgets and machines "
         "without a network. For real work start from DINOv3 or another large model.",
         f"## Files\n\n- `{tiny.WEIGHTS}`: float16; opened as float32. {closeness}.\n- SHA-256: `{digest}`, checked "

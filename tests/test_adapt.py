@@ -169,7 +169,7 @@ def test_a_run_may_end_where_it_stands_but_not_before(image_set, tmp_path):
 
     run(2)
     before = losses(tmp_path / "run")
-    with pytest.raises(OpenfinoError, match="is at step 2; train.steps 1 is behind it"):
+    with pytest.raises(OpenfinoError, match=r"is at step 2; train\.steps 1 is behind it"):
         run(1, resume=True)
     assert run(2, resume=True)["steps"] == 2
     assert losses(tmp_path / "run") == before

@@ -31,10 +31,6 @@ from tiny_stand_in import make_stand_in
 ROOT = Path(__file__).parents[1]
 SHIPPED = tiny.FOLDER
 PARENT = {"source": "openfino/tiny", "licence": "apache-2.0"}
-needs_weights = pytest.mark.skipif(
-    not (SHIPPED / tiny.WEIGHTS).is_file(),
-    reason="the weights of tiny are not packed in src/openfino/tiny yet: python benchmarks/build_tiny.py",
-)
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +83,6 @@ def listed_by_setuptools(monkeypatch):
     return {Path(file).relative_to("src/openfino").as_posix() for file in files}
 
 
-@needs_weights
 def test_the_wheel_holds_every_file_and_no_more_than_ten_megabytes(monkeypatch):
     listed = listed_by_setuptools(monkeypatch)
     own = {f"tiny/{path.name}" for path in SHIPPED.iterdir() if path.is_file()}
@@ -101,7 +96,6 @@ def test_the_folder_belongs_to_the_wheel(monkeypatch):
     assert "tiny/__init__.py" in listed_by_setuptools(monkeypatch)
 
 
-@needs_weights
 def test_what_is_shipped_opens_and_says_what_it_is(no_network):
     model = load_model("tiny")
     assert model.report.fraction == 1.0
@@ -112,7 +106,6 @@ def test_what_is_shipped_opens_and_says_what_it_is(no_network):
     assert 3e6 <= sum(value.numel() for value in model.backbone.parameters()) <= 6e6
 
 
-@needs_weights
 def test_its_log_holds_the_curve_of_knn():
     probes = [
         json.loads(line)
