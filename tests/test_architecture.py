@@ -11,6 +11,7 @@ ROOMS = [
     {
         "errors",
         "keyed",
+        "locks",
         "settings_layers",
         "settings_problems",
         "recipe",
