@@ -87,9 +87,23 @@ class AttentiveHead(nn.Module):
         """Tokens [B, P, T] -> logits [B, t]."""
         return self.logits_of({name: value[None] for name, value in self.named_parameters()}, tokens)[0]
 
+    def pool(self, tokens: Tensor) -> Tensor:
+        """Tokens [B, P, T] -> what the last linear layer reads, [B, width]."""
+        return self._pooled({name: value[None] for name, value in self.named_parameters()}, tokens)[0]
+
+    def read(self, pooled: Tensor) -> Tensor:
+        """What :meth:`pool` gives [B, width] -> logits [B, t]."""
+        return F.linear(pooled, self.weight, self.bias)
+
     @staticmethod
     def logits_of(parameters: Parameters, tokens: Tensor) -> Tensor:
         """Logits of G heads [G, B, t]; parameters have a leading dimension G, ``tokens`` [B, P, T] have not."""
+        return _each_input(
+            AttentiveHead._pooled(parameters, tokens), parameters["weight"], parameters["bias"]
+        )
+
+    @staticmethod
+    def _pooled(parameters: Parameters, tokens: Tensor) -> Tensor:
         width = parameters["project_weight"].shape[1]
         projected = _shared_input(
             tokens.flatten(0, 1), parameters["project_weight"], parameters["project_bias"]
@@ -107,8 +121,7 @@ class AttentiveHead(nn.Module):
         pooled = (attention.mT @ normed) * gain[:, None, None] + shift[:, None, None]
         values = torch.einsum("gbhw,ghdw->gbhd", pooled, parameters["value_weight"])
         values = (values + parameters["value_bias"][:, None]).flatten(2)
-        attended = _each_input(values, parameters["attention_weight"], parameters["attention_bias"])
-        return _each_input(attended, parameters["weight"], parameters["bias"])
+        return _each_input(values, parameters["attention_weight"], parameters["attention_bias"])
 
 
 def new_head(
