@@ -255,7 +255,7 @@ def describe_provenance(recipe: Recipe, ready: Preflight, backbone: Backbone) ->
     """Facts for the model card."""
     source = recipe.model.source
     name = public_name(source)
-    private: dict[str, Any] = {"manifest": True, "out": True, "model": {"source"}}
+    private: dict[str, Any] = {"manifest": True, "out": True, "model": {"source"}, "compare": True}
     facts: dict[str, Any] = {}
     if gram := recipe.objective.gram.source:
         private["objective"] = {"gram": {"teacher"}}

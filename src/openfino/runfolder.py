@@ -39,6 +39,7 @@ FREE_ON_RESUME = {
     "probe.every",
     "probe.pictures",
 }
+OF_OTHER_COMMANDS = "compare."  # no run reads these keys
 
 
 def check_folder(recipe: Recipe, *, resume: bool, overwrite: bool) -> None:
@@ -132,7 +133,7 @@ def _refuse_other_recipe(recipe: Recipe, stored: dict[str, Any]) -> None:
     changed = [
         key
         for key in sorted(before.keys() | now.keys())
-        if before.get(key) != now.get(key) and key not in free
+        if before.get(key) != now.get(key) and key not in free and not key.startswith(OF_OTHER_COMMANDS)
     ]
     if changed:
         shown = ", ".join(f"{key} ({before.get(key)} -> {now.get(key)})" for key in changed[:10])

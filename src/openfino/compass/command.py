@@ -50,7 +50,7 @@ from openfino.settings_layers import Settings, expand_short_forms
 JSON_FILE, PLOT_FILE, PAGE_FILE = "compass.json", "compass.png", "compass.html"
 SEEDS = 3
 # Keys that neither change what an arm learns nor belong to its recipe alone.
-_FREE = ("out", "manifest", "seed", "entangled", "train_split")
+_FREE = ("out", "manifest", "seed", "entangled", "train_split", "compare")
 _FREE_TRAIN = ("workers", "threads", "log_every", "checkpoint_every", "keep_checkpoints", "device")
 _FREE_PROBE = ("every", "erase", "pictures")
 

@@ -5,6 +5,7 @@ layer under the user's own keys. The same dotted keys work in YAML, on the comma
 and in Python. Unknown keys are refused with a suggestion; all problems are reported at once.
 """
 
+from openfino.recipe.compare import ArmName, AttentiveSettings, CompareSettings, ProbeGridSettings
 from openfino.recipe.factors import FactorSettings
 from openfino.recipe.gram import GramSettings
 from openfino.recipe.images import GivenNormalization, ImageSettings, Normalization, ViewSettings
@@ -25,6 +26,9 @@ from openfino.recipe.section import FactorKind, FactorRole, Section, Size
 from openfino.recipe.train import TrainSettings
 
 __all__ = [
+    "ArmName",
+    "AttentiveSettings",
+    "CompareSettings",
     "DinoSettings",
     "FactorKind",
     "FactorRole",
@@ -39,6 +43,7 @@ __all__ = [
     "ModelSettings",
     "Normalization",
     "ObjectiveSettings",
+    "ProbeGridSettings",
     "ProbeSettings",
     "Recipe",
     "RopeSettings",

@@ -13,8 +13,8 @@ Rates = Annotated[list[Rate], Field(min_length=1)]
 class BaselineSettings(Section):
     """Supervised fine-tuning, from scratch, DANN, CORAL and Group-DRO: one budget, one head, each its own grid.
 
-    Every combination of a learning rate and a strength is a trial; the validation rows choose among them. Precision, drop
-    path, clipping, betas and what of the backbone may train are those of ``train``.
+    Every combination of a learning rate and a strength is a trial; the validation rows choose among them. Precision,
+    drop path, clipping, betas and what of the backbone may train are those of ``train``.
     """
 
     lrs: Rates = [5e-5]
@@ -44,8 +44,8 @@ class BaselineSettings(Section):
     coral: Rates = [0.01, 0.1, 1.0]
     """Weight of CORAL's gap between covariances."""
     domains_per_batch: Positive = 4
-    """CORAL's batches hold runs of images of one domain, about so many; else a batch of many domains has a single image of
-    most, and no covariance."""
+    """CORAL's batches hold runs of images of one domain, about so many runs; else a batch of many domains has a single
+    image of most, and no covariance."""
     groupdro: Rates = [0.01, 0.1, 1.0]
     """Step size of Group-DRO's group weights."""
     discriminator_width: Positive = 1024

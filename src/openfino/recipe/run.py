@@ -8,6 +8,7 @@ import yaml
 from pydantic import ValidationError, model_validator
 
 from openfino.errors import InputProblemsError, OpenfinoError
+from openfino.recipe.compare import CompareSettings
 from openfino.recipe.factors import FactorSettings
 from openfino.recipe.images import ImageSettings, ViewSettings
 from openfino.recipe.model import ModelSettings
@@ -45,6 +46,8 @@ class Recipe(Section):
     objective: ObjectiveSettings = ObjectiveSettings()
     train: TrainSettings = TrainSettings()
     probe: ProbeSettings = ProbeSettings()
+    compare: CompareSettings = CompareSettings()
+    """Read by ``openfino compare`` alone."""
 
     @model_validator(mode="after")
     def _train_split_has_a_column(self) -> Self:
