@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutput
 
 from openfino.errors import OpenfinoError
 from openfino.models.drop_path import DropPath, Recomputed
@@ -41,6 +42,8 @@ class Backbone(nn.Module):
     """As in ``model_type`` of the configuration."""
     can_mask = True
     """Whether hidden patches really stay unseen (a convolution looks past its own patch)."""
+    uniform = True
+    """Whether every block has the width and the grid of the last one, so that :meth:`read_out` can read it."""
     branches = 2
     """Residual branches of a block that its drop path serves, in the order in which they run."""
     description = "vision transformer"
@@ -195,6 +198,14 @@ class Backbone(nn.Module):
         hidden = output.last_hidden_state
         first_patch = 1 + self.registers
         return Tokens(hidden[:, 0], hidden[:, 1:first_patch], hidden[:, first_patch:])
+
+    def read_out(self, hidden: Tensor) -> Tokens:
+        """The tokens of a block's output [B, 1 + R + P, D]: what :meth:`forward` does behind the last block."""
+        return self.tokens_of(BaseModelOutput(last_hidden_state=self._normed(hidden)))
+
+    def _normed(self, hidden: Tensor) -> Tensor:
+        """The final norm of a block's output."""
+        raise NotImplementedError
 
     def forward(self, pixels: Tensor, masks: Tensor | None = None, *, local: bool = False) -> Tokens:
         """Tokens of an image.

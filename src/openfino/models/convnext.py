@@ -19,6 +19,7 @@ class ConvNextBackbone(Backbone):
 
     family = "dinov3_convnext"
     can_mask = False
+    uniform = False
     branches = 1
     description = "convolutional network"
     patch_embedding_name = "model.stages.0.downsample_layers.0"

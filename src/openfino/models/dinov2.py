@@ -48,6 +48,10 @@ class Dinov2Backbone(Backbone):
         embeddings: Any = self.model.get_submodule("embeddings.patch_embeddings")
         embeddings.num_channels = filters.shape[1]
 
+    def _normed(self, hidden: Tensor) -> Tensor:
+        normed: Tensor = self.model.get_submodule("layernorm")(hidden)
+        return normed
+
     def forward(self, pixels: Tensor, masks: Tensor | None = None, *, local: bool = False) -> Tokens:
         """See :meth:`Backbone.forward`."""
         return self.tokens_of(self.model(pixel_values=pixels, bool_masked_pos=masks))

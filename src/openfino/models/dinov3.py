@@ -42,6 +42,11 @@ class Dinov3Backbone(Backbone):
                 setattr(config, f"pos_embed_{key}", None if given[key] == none else given[key])
         model.set_rotation()
 
+    def _normed(self, hidden: Tensor) -> Tensor:
+        model = self.model
+        assert isinstance(model, DINOv3ViTModel)
+        return model.normalise(hidden)
+
     def forward(self, pixels: Tensor, masks: Tensor | None = None, *, local: bool = False) -> Tokens:
         """See :meth:`Backbone.forward`."""
         return self.tokens_of(self.model(pixel_values=pixels, bool_masked_pos=masks, local=local))

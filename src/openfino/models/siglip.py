@@ -72,7 +72,12 @@ class SiglipBackbone(Backbone):
         if masks is not None:
             patches = torch.where(masks.unsqueeze(-1), self.mask_token.to(patches.dtype), patches)
         hidden = patches + self._positions(*pixels.shape[-2:])
-        hidden = model.post_layernorm(model.encoder(inputs_embeds=hidden).last_hidden_state)
+        return self.read_out(model.encoder(inputs_embeds=hidden).last_hidden_state)
+
+    def read_out(self, hidden: Tensor) -> Tokens:
+        """See :meth:`Backbone.read_out`; there is no CLS token in ``hidden``, [B, P, D]."""
+        model: Any = self.model
+        hidden = model.post_layernorm(hidden)
         cls = model.head(hidden) if model.use_head else hidden.mean(dim=1)
         return Tokens(cls, hidden[:, :0], hidden)
 

@@ -70,7 +70,7 @@ class DINOv3ViTModel(PlainModel):
         hidden = self.embeddings(pixel_values, bool_masked_pos=bool_masked_pos)
         positions = self.rope_embeddings(pixel_values)
         encoded = self.model(hidden, position_embeddings=positions, **options)
-        tokens = self._normalise(encoded.last_hidden_state, local=local)
+        tokens = self.normalise(encoded.last_hidden_state, local=local)
         return BaseModelOutputWithPooling(
             last_hidden_state=tokens,
             pooler_output=tokens[:, 0],
@@ -78,7 +78,7 @@ class DINOv3ViTModel(PlainModel):
             attentions=encoded.attentions,
         )
 
-    def _normalise(self, hidden: Tensor, *, local: bool) -> Tensor:
+    def normalise(self, hidden: Tensor, *, local: bool = False) -> Tensor:
         """The last norm of tokens [B, 1 + R + P, D]: the local one before CLS's own, before that of the patches."""
         norms = [self.local_cls_norm] if local and self.training else []
         chosen = next((norm for norm in (*norms, self.cls_norm) if norm is not None), self.norm)
