@@ -163,7 +163,8 @@ def resolve_task(
 
     When ``kind`` is not given, a column of lists is ``multi``, and so is text with ``|`` (or, where no value has that,
     ``;``) in it, which separates labels; numbers that are not all whole are ``regression``; everything else, whole
-    numbers too, is ``single``. In a ``multi`` column an empty list says "none of the labels", a missing value "not known".
+    numbers too, is ``single``. In a ``multi`` column an empty list says "none of the labels", a missing value "not
+    known".
 
     Args:
         manifest: the table; classes and labels are those of all its rows.
