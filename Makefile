@@ -16,8 +16,10 @@ $(STAMP): pyproject.toml constraints.txt
 demo: install
 	$(BIN)/openfino demo --out demo --overwrite
 
+# Two processes of one thread each; more make it faster where there are more cores.
+TEST_PROCESSES ?= 2
 test: install
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist worksteal
 
 lint: install
 	$(BIN)/ruff format --check .
