@@ -3,7 +3,7 @@
     python benchmarks/sample_seeds.py --seeds 3 --out runs/sample-seeds
 
 Arms: ssl; fino (antibody informative, weight 0.3); fino_paper_weight (0.03); fino_plate_spurious (both, 0.3). All start
-from the same random backbone per seed and differ from the demonstration in nothing else. Prints Markdown and writes
+from `tiny` and differ from the demonstration in nothing else. Prints Markdown and writes
 results.json.
 """
 
@@ -16,7 +16,7 @@ from typing import Any
 from rich.console import Console
 
 from arms import collect_scores, markdown_table, run_name, summarise, train_two_at_a_time
-from openfino.demo import ARMS, Budget, starting_model, write_recipe
+from openfino.demo import ARMS, Budget, write_recipe
 from openfino.errors import OpenfinoError
 from openfino.runfolder import claim_workspace
 from openfino.sampledata import draw_sample
@@ -55,11 +55,8 @@ def main() -> None:
     draw_sample(arguments.out / "data", images=arguments.images, seed=0, workers=2)
     budget = Budget(images=arguments.images, steps=arguments.steps)
     seeds = range(arguments.seeds)
-    starts = {seed: starting_model(arguments.out / f"start-{seed}", seed) for seed in seeds}
     recipes = {
-        run_name(arm, seed): write_recipe(
-            arguments.out, run_name(arm, seed), VARIANTS[arm], starts[seed], seed, budget
-        )
+        run_name(arm, seed): write_recipe(arguments.out, run_name(arm, seed), VARIANTS[arm], seed, budget)
         for seed in seeds
         for arm in arguments.arms
     }

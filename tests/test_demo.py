@@ -5,7 +5,7 @@ import torch
 from rich.console import Console
 
 from openfino import demo
-from openfino.demo import ARMS, CHANNELS, Budget, keep_start, run_demo, starting_model, write_recipe
+from openfino.demo import ARMS, CHANNELS, Budget, keep_start, run_demo, write_recipe
 from openfino.errors import OpenfinoError
 from openfino.models.store import load_model, save_backbone
 from tiny_models import tiny_model
@@ -25,6 +25,7 @@ def test_the_demo_leaves_what_it_promises(tmp_path):
         assert 0 <= arm["leakage"]["plate"]["knn_accuracy"] <= 1
     assert load_model(results["export"]).backbone.channels == 4
     assert (out / "report.html").stat().st_size > 10_000
+    assert load_model(out / "start").provenance["parent"]["source"] == "openfino/tiny"
     # Both arms start from the same weights, and are scored there alike.
     first = [json.loads((out / arm / "probes.jsonl").read_text().splitlines()[0]) for arm in ("ssl", "fino")]
     assert first[0]["label"] == first[1]["label"]
@@ -39,13 +40,11 @@ def test_a_folder_that_is_no_demo_is_left_alone(tmp_path):
     assert (tmp_path / "data" / "manifest.csv").is_file()
 
 
-def test_a_named_start_is_kept_as_the_arms_see_it(tmp_path, monkeypatch):
+def test_the_start_is_kept_as_the_arms_see_it(tmp_path, monkeypatch):
     model = tiny_model()
     save_backbone(tmp_path / "rgb", model.backbone, model.preprocessing, {})
     monkeypatch.setattr(demo, "START", str(tmp_path / "rgb"))
-    start = starting_model(tmp_path / "start", seed=0)
-    assert not (tmp_path / "start").exists()  # nothing random is drawn
-    keep_start(tmp_path / "start", write_recipe(tmp_path, "ssl", ARMS["ssl"], start, 0, Budget()))
+    keep_start(tmp_path / "start", write_recipe(tmp_path, "ssl", ARMS["ssl"], 0, Budget()))
     kept = load_model(tmp_path / "start")
     assert (kept.preprocessing.channels, kept.preprocessing.normalization) == (CHANNELS, "zscore")
     assert kept.preprocessing.size == (48, 48)
