@@ -32,9 +32,12 @@ ROOMS = [
     {"gram_source", "preflight", "runfolder", "prober", "check"},
     {"diagnostics"},
     {"adapt"},
+    {"baselines"},
     {"export"},
     {"sampledata", "report"},
+    {"jobs"},
     {"compass"},
+    {"compare"},
     {"demo"},
     {"cli"},
 ]

@@ -18,9 +18,9 @@ from typer.testing import CliRunner
 import openfino
 from openfino.adapt import adapt
 from openfino.cli import app
-from openfino.compass.command import _refuse_inside
-from openfino.compass.folder import lock
 from openfino.errors import InputProblemsError, OpenfinoError
+from openfino.jobs.folder import Workplace
+from openfino.locks import lock
 from openfino.models.store import load_model
 from openfino.preflight import preflight
 from openfino.recipe import load_recipe
@@ -65,8 +65,8 @@ def no_training(monkeypatch):
         summary = {"steps": recipe.train.steps, "probes": {"before": record, "after": record}}
         (recipe.out / "summary.json").write_text(json.dumps(summary))
 
-    monkeypatch.setattr("openfino.compass.arms.adapt", pretend)
-    monkeypatch.setattr("openfino.compass.arms._release_memory", lambda: None)
+    monkeypatch.setattr("openfino.jobs.running.adapt", pretend)
+    monkeypatch.setattr("openfino.jobs.running._release_memory", lambda: None)
 
 
 def summaries(out):
@@ -239,7 +239,7 @@ def test_a_failing_arm_is_named_with_its_log(image_set, tmp_path, monkeypatch):
     def fail(*_, **__):
         raise OpenfinoError("the device caught fire")
 
-    monkeypatch.setattr("openfino.compass.arms.adapt", fail)
+    monkeypatch.setattr("openfino.jobs.running.adapt", fail)
     recipe, out = recipe_of(image_set, tmp_path), tmp_path / "failing"
     with pytest.raises(
         OpenfinoError, match=r"(?s)control \(no guidance\), seed 0 failed: the device"
@@ -265,7 +265,9 @@ def test_a_foreign_folder_is_left_alone(image_set, tmp_path):
 def test_a_folder_among_the_images_is_refused(image_set, tmp_path):
     recipe = recipe_of(image_set.parent, tmp_path, factors={"folder": "watched"})
     with pytest.raises(OpenfinoError, match="lies among the images"):
-        _refuse_inside(image_set.parent / "images" / "compass", load_recipe(recipe))
+        Workplace(image_set.parent / "images" / "compass", "compass").refuse_inside(
+            load_recipe(recipe).manifest
+        )
 
 
 def test_a_file_system_without_locks_is_named(tmp_path, monkeypatch):

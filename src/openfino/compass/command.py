@@ -7,15 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import polars as pl
 import yaml
 from rich.console import Console
 
 import openfino
-from openfino.compass.arms import Say, run_jobs
+from openfino.compass.arms import run_jobs
 from openfino.compass.dependence import cautions
 from openfino.compass.drawing import png_bytes
-from openfino.compass.folder import claim, write_bytes
 from openfino.compass.page import page_html
 from openfino.compass.plan import (
     CONTROL,
@@ -41,8 +39,9 @@ from openfino.compass.result import (
 )
 from openfino.compass.terminal import sentences
 from openfino.compass.validation import Asked, Part, Validation, check_asked, plan_validation
-from openfino.errors import InputProblemsError, OpenfinoError, Problem
-from openfino.manifest import Manifest
+from openfino.errors import InputProblemsError, Problem
+from openfino.jobs.folder import Workplace, with_absolute_paths, write_bytes
+from openfino.jobs.running import Say
 from openfino.preflight import Preflight, preflight, with_source_normalization
 from openfino.recipe import Recipe, build_recipe, load_settings
 from openfino.settings_layers import Settings, expand_short_forms
@@ -118,8 +117,10 @@ def run_compass(
     base, ready, validation = _checked(given, names, seeds, steps, asked)
 
     out = (out or given.out.with_name(f"{given.out.name}-compass")).absolute()
-    _refuse_inside(out, given)
-    table = claim(out, _plan(base, validation), _table(ready.manifest, validation), overwrite=overwrite)
+    place = Workplace(out, "compass")
+    place.refuse_inside(given.manifest)
+    rows = with_absolute_paths(ready.manifest).with_columns(validation.column)
+    table = place.claim(_plan(base, validation), rows, overwrite=overwrite)
     task = _Task(base, validation, out, table, list(range(given.seed, given.seed + seeds)), say)
     arms = single_arms(names, list(given.factors))
     for warning in validation.warnings:
@@ -245,29 +246,6 @@ def _plan(base: Recipe, validation: Validation) -> dict[str, Any]:
         del factor["role"]
     validated = {"parts": validation.parts, "train": validation.train, "tests": validation.tests}
     return {"openfino": openfino.__version__, "recipe": plan, "validation": validated}
-
-
-def _table(manifest: Manifest, validation: Validation) -> pl.DataFrame:
-    """The manifest with the arms' splits, and paths that do not depend on where it lies."""
-    absolute = [
-        pl.Series(name, [_absolute(manifest, value) for value in manifest.table[name]], dtype=pl.String)
-        for name in manifest.path_columns
-    ]
-    return manifest.table.with_columns(*absolute, validation.column)
-
-
-def _absolute(manifest: Manifest, value: str | None) -> str | None:
-    return None if value is None else str(manifest.root / value)
-
-
-def _refuse_inside(out: Path, given: Recipe) -> None:
-    manifest, folder = given.manifest.resolve(), out.resolve()
-    if manifest.is_relative_to(folder):
-        raise OpenfinoError(f"{out} holds the manifest; choose another folder with --out")
-    if manifest.is_dir() and folder.is_relative_to(manifest):
-        raise OpenfinoError(
-            f"{out} lies among the images, where its plot would become one; choose another with --out"
-        )
 
 
 def _write(compass: Compass, recipe: str) -> None:

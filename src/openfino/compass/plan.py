@@ -9,12 +9,12 @@ from typing import Any, Literal
 
 from openfino.compass.validation import COLUMN, Validation
 from openfino.errors import Problem
+from openfino.jobs.folder import ARMS_FOLDER
 from openfino.recipe import Recipe, build_recipe
 from openfino.settings_layers import merge
 
 Role = Literal["informative", "spurious"]
 ROLES: tuple[Role, ...] = ("informative", "spurious")
-ARMS_FOLDER = "arms"
 CHECKPOINTS = 4  # in a run: what a kill can cost at most is a quarter of an arm
 # What shrinks with the budget. A value of 0 stays; what may not be 0 becomes 1 at least.
 PACED = (

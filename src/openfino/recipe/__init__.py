@@ -5,6 +5,7 @@ layer under the user's own keys. The same dotted keys work in YAML, on the comma
 and in Python. Unknown keys are refused with a suggestion; all problems are reported at once.
 """
 
+from openfino.recipe.baselines import BaselineSettings
 from openfino.recipe.compare import ArmName, AttentiveSettings, CompareSettings, ProbeGridSettings
 from openfino.recipe.factors import FactorSettings
 from openfino.recipe.gram import GramSettings
@@ -28,6 +29,7 @@ from openfino.recipe.train import TrainSettings
 __all__ = [
     "ArmName",
     "AttentiveSettings",
+    "BaselineSettings",
     "CompareSettings",
     "DinoSettings",
     "FactorKind",

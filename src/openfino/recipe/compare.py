@@ -64,19 +64,20 @@ class CompareSettings(Section):
     seeds: Positive = 3
     """Of every arm, from the recipe's seed on."""
     fractions: list[Share] = [0.01, 0.02, 0.05, 0.1, 0.5, 1.0]
-    """Shares of the labelled training rows (stratified, each in the next) on which ``fraction_arms`` are read; ``[]`` for
-    none."""
+    """Shares of the labelled training rows (stratified, each within the next) at which ``fraction_arms`` are read;
+    ``[]`` for none."""
     fraction_arms: list[Literal["frozen", "ssl", "fino", "finetune"]] = ["frozen", "ssl", "fino", "finetune"]
     metric: Metric | None = None
-    """On which grids are chosen (on validation) and which the table shows; when not given, ``r2`` for a label of numbers
-    and ``probe.metric`` for classes."""
+    """By which grids are chosen (on validation) and which the table shows; when not given, ``r2`` for a label of
+    numbers and ``probe.metric`` for classes."""
     task: Literal["single", "multi", "regression"] | None = None
     """What the label is; told from its column when not given."""
     domain: str | None = None
-    """Column of the domains of DANN, CORAL and Group-DRO; when not given, that of the first spurious discrete factor, else
-    ``probe.group``."""
+    """Column of the domains of DANN, CORAL and Group-DRO; when not given, that of the first spurious discrete factor,
+    else ``probe.group``."""
     erase: list[str] | None = None
-    """Factors or columns that the erased arms take out (LEACE); when not given, the spurious factors, else the domain."""
+    """Factors or columns that the erased arms take out (LEACE); when not given, the spurious factors, else the
+    domain."""
     cluster: str | None = None
     """Column whose rows are drawn together where intervals are bootstrapped; ``probe.group`` when not given."""
     layers: Positive = 4
@@ -89,6 +90,7 @@ class CompareSettings(Section):
     head: AttentiveSettings = AttentiveSettings()
     baselines: BaselineSettings = BaselineSettings()
     grid: ProbeGridSettings = ProbeGridSettings()
+    baselines: BaselineSettings = BaselineSettings()
     draws: Positive = 1_000
     """Of the bootstrap behind every interval."""
     keep_features: bool = False
