@@ -22,6 +22,7 @@ from openfino.errors import OpenfinoError
 from openfino.images.crops import as_source, cut, sample_crop_box, sample_turn
 from openfino.images.masks import block_mask, mask_plan
 from openfino.images.normalize import channel_statistics, normalize
+from openfino.images.order import in_runs
 from openfino.images.photometric import CropKind, apply_photometric, draw_parameters
 from openfino.images.preprocess import require_channels
 from openfino.images.read import ImageReadError, read_image
@@ -132,6 +133,7 @@ def build_loader(
     workers: int = 0,
     pin_memory: bool = False,
     gram: GramSettings | None = None,
+    runs: tuple[np.ndarray, int] | None = None,
 ) -> "ViewLoader":
     """The batches of steps ``start_step`` to ``stop_step`` of an endless, shuffled stream of images.
 
@@ -155,6 +157,8 @@ def build_loader(
         workers: processes that make batches; 0 makes them in this process.
         pin_memory: page-lock the batches, for a GPU.
         gram: whether, when and how large to cut crops for a Gram teacher; no other draw depends on it.
+        runs: the group of every training row, int64 [n], and how many images of one group come one after the other
+            (:func:`openfino.images.order.in_runs`); plainly shuffled when not given.
 
     Raises:
         OpenfinoError: if there is no row, the batch cannot be shared among the ranks, the global crop is no
@@ -175,6 +179,7 @@ def build_loader(
         batch_size=batch_size,
         rank=rank,
         world_size=world_size,
+        runs=runs,
     )
     return ViewLoader(dataset, range(start_step, stop_step), workers, pin_memory)
 
@@ -341,6 +346,7 @@ class _StepDataset(Dataset[Any]):
     batch_size: int
     rank: int
     world_size: int
+    runs: tuple[np.ndarray, int] | None = None
 
     def __post_init__(self) -> None:
         self._orders: dict[int, np.ndarray] = {}
@@ -384,8 +390,9 @@ class _StepDataset(Dataset[Any]):
         if epoch not in self._orders:
             if len(self._orders) == 2:
                 del self._orders[min(self._orders)]
-            order = keyed_generator(self.seed, Purpose.ORDER, epoch).permutation(len(self.rows))
-            self._orders[epoch] = order
+            rng = keyed_generator(self.seed, Purpose.ORDER, epoch)
+            order = rng.permutation(len(self.rows))
+            self._orders[epoch] = order if self.runs is None else in_runs(order, *self.runs, rng)
         return self._orders[epoch]
 
     def _image_views(
