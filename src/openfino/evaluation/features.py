@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ from openfino.models.store import LoadedModel
 
 Rows = NDArray[np.int64]
 Progress = Callable[[int, int], None]
+Image = TypeVar("Image")
 
 TOKENS = ("cls", "mean", "patches")
 BATCHES_AHEAD = 2
@@ -126,8 +128,8 @@ def stream_features(
     """The features of :func:`extract_features` batch by batch, so that memory does not grow with ``rows``."""
     backbone = model.backbone.to(device)
     batches = [rows[start : start + batch_size] for start in range(0, len(rows), batch_size)]
-    for batch, images in _read_ahead(model, manifest, batches, workers):
-        with _evaluation(backbone):
+    for batch, images in read_ahead(lambda row: _read(model, manifest, row), batches, workers):
+        with evaluation_mode(backbone):
             chunk = _forward(model, manifest, batch, images, device, "patches" in tokens)
         yield chunk
 
@@ -167,24 +169,24 @@ def _read(model: LoadedModel, manifest: Manifest, row: int) -> Tensor | str:
         return f"{manifest.locate(row)}: {error}"
 
 
-def _read_ahead(
-    model: LoadedModel, manifest: Manifest, batches: Sequence[Rows], workers: int
-) -> Iterator[tuple[Rows, list[Tensor | str]]]:
-    """Every batch with its images; threads read up to two batches ahead of the one in use.
+def read_ahead(
+    read: Callable[[int], Image], batches: Sequence[Rows], workers: int
+) -> Iterator[tuple[Rows, list[Image]]]:
+    """Every batch with what ``read`` makes of its rows; threads read up to two batches ahead of the one in use.
 
     Threads, because decoding and resizing release Python's lock and tensors then need no copy between
     processes.
     """
     if workers == 0:
         for batch in batches:
-            yield batch, [_read(model, manifest, int(row)) for row in batch]
+            yield batch, [read(int(row)) for row in batch]
         return
     with ThreadPoolExecutor(workers) as pool:
-        pending: list[list[Future[Tensor | str]]] = []
+        pending: list[list[Future[Image]]] = []
         try:
             for number, batch in enumerate(batches):
                 pending += [
-                    [pool.submit(_read, model, manifest, int(row)) for row in ahead]
+                    [pool.submit(read, int(row)) for row in ahead]
                     for ahead in batches[number + len(pending) : number + 1 + BATCHES_AHEAD]
                 ]
                 yield batch, [future.result() for future in pending.pop(0)]
@@ -193,7 +195,7 @@ def _read_ahead(
 
 
 @contextmanager
-def _evaluation(module: nn.Module) -> Iterator[None]:
+def evaluation_mode(module: nn.Module) -> Iterator[None]:
     """Evaluation mode for a moment: a probe during training must leave every part of the model as it was."""
     training = [part for part in module.modules() if part.training]
     module.eval()
