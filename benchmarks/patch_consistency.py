@@ -37,6 +37,7 @@ from frozen import Images, Matrix, as_seen, at_size, patch_features, random_twin
 from openfino.errors import OpenfinoError
 from openfino.evaluation.classifiers import fit_linear
 from openfino.evaluation.metrics import Codes
+from openfino.evaluation.segmentation import mean_iou, patch_classes
 from openfino.evaluation.splits import probe_generator
 from openfino.models.store import LoadedModel, load_model
 from openfino.sampledata.draw import MASK_CLASSES, render_with_mask
@@ -46,7 +47,6 @@ from openfino.sampledata.screen import plan_screen
 SCREEN_IMAGES = 2400
 STAINS = ("microtubules", "protein", "er")
 FIT, SCORED = "train", "test_ood"
-CLASSES = len(MASK_CLASSES)
 QUERY_CHUNK = 1024
 COLUMNS = {"within": "within", "across": "across", "linear mIoU": "miou"}
 
@@ -57,14 +57,6 @@ class Scenes:
 
     images: Images
     classes: NDArray[np.int64]
-
-
-def patch_classes(mask: NDArray[np.uint8], patch: int) -> NDArray[np.int64]:
-    """The commonest class of the pixels [H, W] of every patch, the smaller one at a tie: [H / patch, W / patch]."""
-    rows, columns = mask.shape[0] // patch, mask.shape[1] // patch
-    pixels = mask.reshape(rows, patch, columns, patch).swapaxes(1, 2).reshape(rows, columns, -1)
-    counts = (pixels[..., None] == np.arange(CLASSES)).sum(axis=2)
-    return counts.argmax(axis=-1)
 
 
 def draw_scenes(
@@ -84,7 +76,7 @@ def draw_scenes(
     drawn = [render_with_mask(screen, shots[number], size) for number in chosen]
     return Scenes(
         np.stack([image[channels] for image, _ in drawn]),
-        np.stack([patch_classes(mask, patch) for _, mask in drawn]),
+        np.stack([patch_classes(mask, patch, len(MASK_CLASSES)) for _, mask in drawn]),
     )
 
 
@@ -153,15 +145,6 @@ def across_images(queries: Matrix, classes: Codes, bank: Matrix, bank_classes: C
         query = F.normalize(torch.from_numpy(queries[start : start + QUERY_CHUNK]), dim=1)
         shares.append(same_class(query @ units.T, own[start : start + QUERY_CHUNK], known, k))
     return over_classes(torch.cat(shares), own)
-
-
-def mean_iou(truth: Codes, predicted: Codes) -> float:
-    """Intersection over union of each class that occurs in ``truth`` over all patches, then the mean."""
-    ious = []
-    for kind in np.unique(truth):
-        both, either = (truth == kind) & (predicted == kind), (truth == kind) | (predicted == kind)
-        ious.append(both.sum() / either.sum())
-    return float(np.mean(ious))
 
 
 def pixel_rows(model: LoadedModel, images: Images) -> dict[str, Matrix]:

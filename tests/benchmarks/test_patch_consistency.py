@@ -23,14 +23,6 @@ def one_hot(classes):
     return np.eye(3, dtype=np.float32)[classes.reshape(len(classes), -1)]
 
 
-def test_a_patch_has_the_class_of_most_of_its_pixels():
-    mask = np.zeros((8, 16), dtype=np.uint8)
-    mask[0:4, 8:16] = 1
-    mask[4:7, 8:16] = 2
-    np.testing.assert_array_equal(bench.patch_classes(mask, 8), [[0, 1]])
-    np.testing.assert_array_equal(bench.patch_classes(mask, 4), [[0, 0, 1, 1], [0, 0, 2, 2]])
-
-
 def naive_purity(features, classes, k):
     """Features [n, P, D], classes [n, P], with loops."""
     shares = {kind: [] for kind in range(3)}
@@ -78,12 +70,6 @@ def test_neighbours_in_space_are_the_adjacent_patches():
     assert similarity.shape == (12, 12)
     similarity.fill_diagonal_(-torch.inf)
     assert set(similarity[5].topk(4).indices.tolist()) == {1, 4, 6, 9}
-
-
-def test_mean_iou():
-    truth = np.array([0, 0, 1, 1])
-    assert bench.mean_iou(truth, np.array([0, 1, 1, 1])) == pytest.approx((1 / 2 + 2 / 3) / 2)
-    assert bench.mean_iou(truth, np.array([0, 2, 1, 1])) == pytest.approx((1 / 2 + 1) / 2)
 
 
 def test_scenes_are_keyed_and_show_the_stains_asked_for():

@@ -71,7 +71,7 @@ def knn_predict(
     classes, votes_for = np.unique(bank_codes, return_inverse=True)
     target = torch.from_numpy(votes_for.astype(np.int64)).to(device)
     predicted = [np.zeros(0, dtype=np.int64)]
-    for weight, index in _weighted_neighbours(bank, queries, k, device):
+    for weight, index in weighted_neighbours(bank, queries, k, device):
         votes = torch.zeros(len(weight), len(classes), dtype=weight.dtype, device=device)
         votes.scatter_add_(1, target[index], weight)
         predicted.append(classes[votes.argmax(dim=1).cpu().numpy()])
@@ -95,13 +95,13 @@ def knn_average(
     """
     known = torch.from_numpy(np.ascontiguousarray(targets)).to(device)
     predicted = [np.zeros((0, targets.shape[1]), dtype=np.float32)]
-    for weight, index in _weighted_neighbours(bank, queries, k, device):
+    for weight, index in weighted_neighbours(bank, queries, k, device):
         share = weight / weight.sum(dim=1, keepdim=True)
         predicted.append((share[:, :, None] * known[index]).sum(dim=1).cpu().numpy())
     return np.concatenate(predicted)
 
 
-def _weighted_neighbours(
+def weighted_neighbours(
     bank: Matrix, queries: Matrix, k: int, device: torch.device | str
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Weights in (0, 1] and rows of the bank of the k nearest neighbours, both [m, k], chunk by chunk."""

@@ -79,7 +79,7 @@ class Stack:
         }
         self.first = {name: torch.zeros_like(value) for name, value in self.parameters.items()}
         self.second = {name: torch.zeros_like(value) for name, value in self.parameters.items()}
-        self.lrs, self.decays = torch.tensor(points, dtype=torch.float64).to(device).T
+        self.lrs, self.decays = torch.tensor(points, dtype=torch.float64).T
         self.steps = 0
 
     def logits(self, inputs: Tensor) -> Tensor:
@@ -106,17 +106,12 @@ class Stack:
             one_each = (-1, *[1] * (value.dim() - 1))
             rate = (self.lrs * share).reshape(one_each)
             first, second = self.first[name], self.second[name]
-            value.mul_((1 - rate * self.decays.reshape(one_each)).to(value.dtype))
+            value.mul_((1 - rate * self.decays.reshape(one_each)).to(value))
             first.lerp_(gradient, 1 - BETAS[0])
             second.mul_(BETAS[1]).addcmul_(gradient, gradient, value=1 - BETAS[1])
             root = (second.sqrt() / math.sqrt(second_share)).add_(EPSILON)
-            value.sub_((first / root).mul_((rate / first_share).to(value.dtype)))
+            value.sub_((first / root).mul_((rate / first_share).to(value)))
             value.grad = None
-
-    def head(self, number: int, empty: Head) -> Head:
-        """One of the heads by itself, on the CPU: ``empty`` is filled."""
-        empty.load_state_dict({name: value[number].detach().cpu() for name, value in self.parameters.items()})
-        return empty
 
 
 @dataclass(frozen=True)
@@ -213,16 +208,14 @@ def fit_grid(
             to choose by or not defined on ``val``, or every point diverged.
     """
     _check_metric(metric, task, groups)
-    train, val = _usable(source, targets, train, val)
+    train, val = _usable(source, targets, np.asarray(train), np.asarray(val))
     grid = grid or Grid()
     part = PARTS[kind]
     batch_size = min(batch_size, len(train))
     steps = max(1, math.ceil(epochs * len(train) / batch_size)) if steps is None else steps
-    probe = source.take(train[:1], part)
-    init = keyed_seed(seed, Purpose.PROBE, zlib.crc32(b"head"))
-    head = new_head(kind, probe.shape[-1], task.outputs, seed=init, width=width, heads=heads)
+    head = untrained_head(kind, source, task, seed=seed, width=width, heads=heads)
     values = torch.from_numpy(targets.values)
-    tokens = probe.shape[1] if kind == "attentive" else 1
+    tokens = source.take(train[:1], part)[0].numel() // _input_size(head)
     stacks = stacks_of(head, grid.points, device, rows=batch_size * tokens, kept=len(val) * task.outputs)
     batches = (
         (features.to(device), values[rows].to(device))
@@ -237,12 +230,11 @@ def fit_grid(
     )
     scores, losses = _on_validation(stacks, source, part, val, targets, task, metric, groups, batch_size)
     best = best_point(scores, losses, metric)
-    stack, number = _locate(stacks, best)
     lr, decay = grid.points[best]
     return Fitted(
         lr,
         decay,
-        stack.head(number, head),
+        head_of(stacks, best, head),
         grid.points,
         tuple(scores),
         tuple(losses),
@@ -252,6 +244,21 @@ def fit_grid(
         part,
         device,
     )
+
+
+def untrained_head(
+    kind: HeadKind,
+    source: FeatureSource,
+    task: Task,
+    *,
+    seed: int = 0,
+    width: int = WIDTH,
+    heads: int = HEADS,
+) -> Head:
+    """The head that every point of the grid of :func:`fit_grid` starts from; see there for the arguments."""
+    in_dim = source.take(np.zeros(1, dtype=np.int64), PARTS[kind]).shape[-1]
+    init = keyed_seed(seed, Purpose.PROBE, zlib.crc32(b"head"))
+    return new_head(kind, in_dim, task.outputs, seed=init, width=width, heads=heads)
 
 
 def stacks_of(
@@ -271,7 +278,7 @@ def stacks_of(
         rows: rows, or tokens, of a batch.
         kept: numbers that are held of each head while it is scored.
     """
-    wide = head.project_weight.shape[0] if isinstance(head, AttentiveHead) else len(head.bias)
+    wide = len(head.project_bias) if isinstance(head, AttentiveHead) else len(head.bias)
     # The projected tokens, normed, and the gradients of both, in float32.
     at_once = max(1, min(ACTIVATIONS // (16 * rows * wide), KEPT_LOGITS // max(1, 4 * kept)))
     return [Stack(head, points[start : start + at_once], device) for start in range(0, len(points), at_once)]
@@ -318,6 +325,14 @@ def read_ahead(source: FeatureSource, part: Part, batches: Iterable[Rows]) -> It
             yield waiting[0], waiting[1].result()
 
 
+def in_order(
+    source: FeatureSource, part: Part, positions: Rows, batch_size: int
+) -> Iterator[tuple[Rows, Tensor]]:
+    """``positions`` in batches, each with its features."""
+    starts = range(0, len(positions), batch_size)
+    return read_ahead(source, part, (positions[start : start + batch_size] for start in starts))
+
+
 @torch.no_grad()
 def head_logits(
     head: Head,
@@ -332,10 +347,18 @@ def head_logits(
     head = head.to(device)
     found = [torch.zeros(0, len(head.bias))]
     found += [
-        head(features.to(device)).cpu() for _, features in _in_order(source, part, positions, batch_size)
+        head(features.to(device)).cpu() for _, features in in_order(source, part, positions, batch_size)
     ]
     head.to("cpu")
     return torch.cat(found)
+
+
+def head_of(stacks: Sequence[Stack], point: int, empty: Head) -> Head:
+    """The head of one point of the grid by itself, on the CPU: ``empty`` is filled."""
+    places = [(stack, number) for stack in stacks for number in range(len(stack.points))]
+    stack, number = places[point]
+    empty.load_state_dict({name: value[number].detach().cpu() for name, value in stack.parameters.items()})
+    return empty
 
 
 def best_point(scores: Sequence[float], losses: Sequence[float], metric: str) -> int:
@@ -396,27 +419,16 @@ def _logits(
     """Logits of every stack [g, m, t] on the CPU."""
     device = next(iter(stacks[0].parameters.values())).device
     found: list[list[Tensor]] = [[] for _ in stacks]
-    for _, features in _in_order(source, part, positions, batch_size):
+    for _, features in in_order(source, part, positions, batch_size):
         inputs = features.to(device)
         for stack, kept in zip(stacks, found, strict=True):
             kept.append(stack.logits(inputs).cpu())
     return [torch.cat(kept, dim=1) for kept in found]
 
 
-def _in_order(
-    source: FeatureSource, part: Part, positions: Rows, batch_size: int
-) -> Iterator[tuple[Rows, Tensor]]:
-    starts = range(0, len(positions), batch_size)
-    return read_ahead(source, part, (positions[start : start + batch_size] for start in starts))
-
-
-def _locate(stacks: Sequence[Stack], point: int) -> tuple[Stack, int]:
-    """The stack of a point of the grid, and its number there."""
-    for stack in stacks:
-        if point < len(stack.points):
-            return stack, point
-        point -= len(stack.points)
-    raise IndexError(point)
+def _input_size(head: Head) -> int:
+    """Numbers per row or token."""
+    return (head.project_weight if isinstance(head, AttentiveHead) else head.weight).shape[1]
 
 
 def _check_metric(metric: str, task: Task, groups: Codes | None) -> None:

@@ -119,11 +119,12 @@ class Task:
             own = logs.gather(-1, values.expand(logits.shape[:-1])[..., None])[..., 0]
             return -(1 - smoothing) * own - smoothing * logs.mean(dim=-1) if smoothing else -own
         if self.kind == "multi":
-            soft = values * (1 - smoothing) + smoothing / 2
+            soft = values.to(logits.dtype) * (1 - smoothing) + smoothing / 2
             return F.binary_cross_entropy_with_logits(logits, soft.expand_as(logits), reduction="none").mean(
                 dim=-1
             )
-        return ((logits - (values - self.centre) / self.scale) ** 2).mean(dim=-1)
+        standard = (values.to(logits.dtype) - self.centre) / self.scale
+        return ((logits - standard) ** 2).mean(dim=-1)
 
     def loss(self, logits: Tensor, values: Tensor, smoothing: float = 0.0) -> Tensor:
         """The mean of :meth:`losses`, a scalar."""
