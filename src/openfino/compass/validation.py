@@ -205,7 +205,7 @@ def _carve(
     how = f"{IN_SHARE:.0%} of the rows of split {probe_train!r}"
     if group is not None:
         groups = encode_column(table[group])
-        held, problems = _held_groups(groups[fitted], recipe.seed, group)
+        held, problems = held_groups(groups[fitted], recipe.seed, group)
         if problems:
             return column, "", problems
         away = np.isin(groups, held)
@@ -224,15 +224,25 @@ def _carve(
     return _with(column, mask, CARVED["in"]), f"{how}, drawn by the recipe's seed and taken from training", []
 
 
-def _held_groups(groups: NDArray[np.int64], seed: int, name: str) -> tuple[NDArray[np.int64], list[Problem]]:
-    """Groups drawn by key until they hold ``OUT_SHARE`` of the rows that have one; never more than half of them."""
+def held_groups(
+    groups: NDArray[np.int64], seed: int, name: str, *, share: float = OUT_SHARE, purpose: str = "compass out"
+) -> tuple[NDArray[np.int64], list[Problem]]:
+    """Groups drawn by key until they hold ``share`` of the rows that have one; never more than half of them.
+
+    Args:
+        groups: of every row, int64, -1 where there is none.
+        seed: of the draw.
+        name: of the column, for the problem that there are too few.
+        share: of the rows.
+        purpose: keeps draws apart.
+    """
     values, counts = np.unique(groups[groups >= 0], return_counts=True)
     if len(values) < FEWEST_GROUPS:
         what = f"{len(values)} different values among the rows that probes are fitted on"
         remedy = f"Name a column with {FEWEST_GROUPS} or more, or leave --group out"
         return values, [Problem(f"--group {name}", what, remedy)]
-    order = probe_generator(seed, "compass out").permutation(len(values))
-    enough = int(np.searchsorted(np.cumsum(counts[order]), OUT_SHARE * counts.sum())) + 1
+    order = probe_generator(seed, purpose).permutation(len(values))
+    enough = int(np.searchsorted(np.cumsum(counts[order]), share * counts.sum())) + 1
     return values[order[: min(enough, len(values) // 2)]], []
 
 

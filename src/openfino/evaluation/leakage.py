@@ -65,8 +65,8 @@ def erase(features: Features, target: Known, fitted: Rows) -> tuple[Features, in
     fitted = fitted[target.valid[fitted]]
     if len(fitted) == 0:
         return features, 0
-    cls = _eraser(features.cls[fitted], target.target[fitted])
-    mean = _eraser(features.mean[fitted], target.target[fitted])
+    cls = shrunk_eraser(features.cls[fitted], target.target[fitted])
+    mean = shrunk_eraser(features.mean[fitted], target.target[fitted])
     changed = Features(
         features.rows, cls(features.cls), mean(features.mean), None, features.unreadable, features.causes
     )
@@ -153,7 +153,7 @@ def _of_factor(factor: EncodedFactor) -> Known:
     return Known(factor.values.numpy(), factor.valid.numpy(), factor.spec.kind == "cyclic")
 
 
-def _eraser(features: Matrix, target: Codes | Matrix) -> Eraser:
+def shrunk_eraser(features: Matrix, target: Codes | Matrix) -> Eraser:
     """LEACE with the shrinkage of Ledoit and Wolf: it has to hold on rows that it was not fitted on."""
     # Rows of one value have no spread, of which a share cannot be told.
     differ = len(features) > 1 and bool((features != features[0]).any())

@@ -75,8 +75,8 @@ class CompareSettings(Section):
     domain: str | None = None
     """Column of the domains of DANN, CORAL and Group-DRO; when not given, that of the first spurious discrete factor,
     else ``probe.group``."""
-    erase: list[str] | None = None
-    """Factors or columns that the erased arms take out (LEACE); when not given, the spurious factors, else the
+    erase: str | None = None
+    """Factor or column that the erased arms take out (LEACE); when not given, the first spurious factor, else the
     domain."""
     cluster: str | None = None
     """Column whose rows are drawn together where intervals are bootstrapped; ``probe.group`` when not given."""
@@ -88,7 +88,6 @@ class CompareSettings(Section):
     neighbours: Annotated[list[Positive], Field(min_length=1)] = [10, 20]
     """The k of the kNN probes."""
     head: AttentiveSettings = AttentiveSettings()
-    baselines: BaselineSettings = BaselineSettings()
     grid: ProbeGridSettings = ProbeGridSettings()
     baselines: BaselineSettings = BaselineSettings()
     draws: Positive = 1_000

@@ -1,0 +1,373 @@
+"""``compare.json``: everything that was read, weighed."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from openfino.compare.arms import ADAPTED, ERASED, KINDS, METHODS, RANDOM, Trained, uses_labels, uses_metadata
+from openfino.compare.reading import HEADLINE
+from openfino.compare.setup import Setup, unseen_labels
+from openfino.compare.statistics import Weighed, weigh
+from openfino.compare.working import SCORES_FILE, reading_of
+from openfino.errors import OpenfinoError
+from openfino.evaluation.tasks import Predictions
+from openfino.report.compare_answer import answer_of
+from openfino.tables import value_keys
+
+FORMAT = 1
+MOST_GROUPS = 40
+GROUP_METRICS = {"single": "accuracy", "multi": "accuracy", "regression": "r2"}
+START = "frozen"
+GUIDED = "fino"
+
+Scores = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Readings:
+    """What the jobs left.
+
+    Attributes:
+        setup: what all arms share.
+        records: of every job.
+    """
+
+    setup: Setup
+    records: dict[Trained, dict[str, Any]]
+
+    @cached_property
+    def kept(self) -> NDArray[np.bool_]:
+        """Test rows that every arm could read."""
+        usable = np.ones(len(self.setup.tested), dtype=bool)
+        for trained in self.records:
+            for scores in self._arrays[trained].values():
+                usable &= np.isfinite(scores).all(axis=1)
+        return usable
+
+    def predictions(self, arm: str, name: str, *, fraction: float = 1.0) -> list[Predictions] | None:
+        """Of a probe of an arm for the test rows that count, by seed; None where a seed has none.
+
+        Args:
+            arm: of the table.
+            name: of the probe, or a share of the labels.
+            fraction: share that a supervised arm was trained on.
+        """
+        found = []
+        for seed in self.setup.seeds:
+            trained = Trained(ERASED.get(arm, arm), seed, fraction)
+            scores = self._arrays.get(trained, {}).get(f"{arm}|{name}")
+            if scores is None:
+                return None
+            found.append(self.setup.task.predict_scores(scores[self.kept]))
+        return found
+
+    def cls(self, arm: str, seed: int) -> Scores | None:
+        """CLS of the test rows that count."""
+        found = self._arrays.get(Trained(ERASED.get(arm, arm), seed), {}).get(f"{arm}|cls")
+        return None if found is None else found[self.kept]
+
+    @cached_property
+    def _arrays(self) -> dict[Trained, dict[str, Scores]]:
+        arrays = {}
+        for trained in self.records:
+            with np.load(self.setup.place(trained) / SCORES_FILE) as stored:
+                arrays[trained] = {name: stored[name] for name in stored.files}
+        return arrays
+
+
+def collect(setup: Setup) -> Readings:
+    """What the finished jobs left.
+
+    Raises:
+        OpenfinoError: if one is not finished.
+    """
+    records = {}
+    for trained in setup.trained():
+        record = reading_of(setup.place(trained))
+        if record is None:
+            raise OpenfinoError(f"the arm {trained.title} is not finished")
+        records[trained] = record
+    return Readings(setup, records)
+
+
+def result_of(readings: Readings) -> dict[str, Any]:
+    """The content of ``compare.json`` but for its pictures."""
+    setup = readings.setup
+    weighed, others, shares, groups = {}, {}, {}, {}
+    for split in setup.tests:
+        weighed[split] = _weigh(readings, split, _headlines(readings))
+        others[split] = _weigh(readings, split, _probes(readings), [setup.metric, "accuracy"])
+        shares[split] = _weigh(readings, split, _shares(readings), [setup.metric])
+        groups[split] = _by_group(readings, split)
+    arms = {arm: {split: _values(weighed[split], arm) for split in weighed} for arm in setup.arms}
+    result: dict[str, Any] = {
+        "format": FORMAT,
+        "recipe": "",
+        "label": setup.task.label,
+        "task": setup.task.kind,
+        "metric": setup.metric,
+        "headline_probe": HEADLINE,
+        "splits": {name: {"rows": len(rows)} for name, rows in setup.rows.items()},
+        "seeds": setup.seeds,
+        "group": setup.base.probe.group,
+        "cluster": setup.cluster,
+        "domain": setup.domain,
+        "spurious": setup.erased,
+        "roles": {name: spec.role for name, spec in setup.ready.specs.items() if spec.role != "watched"},
+        "arms": arms,
+        "titles": {arm: setup.title(arm) for arm in KINDS},
+        "kinds": dict(KINDS),
+        "not_run": setup.not_run,
+        "probes": _by_probe(arms, others),
+        "differences": _differences(setup, weighed),
+        "untrained": _untrained(readings),
+        "fractions": _by_share(shares, arms, setup),
+        "per_group": {
+            arm: {split: groups[split][arm] for split in groups if groups[split]} for arm in setup.arms
+        }
+        if setup.base.probe.group
+        else {},
+        "per_group_metric": GROUP_METRICS[setup.task.kind],
+        "leakage": {arm: _leakage(readings, arm) for arm in setup.arms},
+        "chosen": {arm: _chosen(readings, arm) for arm in setup.arms},
+        "cost": {arm: _cost(readings, arm) for arm in setup.arms},
+        "curves": {
+            arm: {str(seed): readings.records[Trained(arm, seed)]["curve"] for seed in setup.seeds}
+            for arm in setup.arms
+            if arm in (*ADAPTED, *METHODS)
+        },
+        "unseen_labels": unseen_labels(setup),
+        "unreadable_rows": sorted(
+            {row for record in readings.records.values() for row in record["unreadable"]}
+        ),
+        "left_out_tests": int((~readings.kept).sum()),
+    }
+    result["answer"] = answer_of(result)
+    return plain(result)
+
+
+def plain(value: Any) -> Any:
+    """As JSON has it: what is not defined is null."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, float) and not np.isfinite(value):
+        return None
+    return str(value) if isinstance(value, Path) else value
+
+
+Named = dict[str, list[Predictions]]
+
+
+def _headlines(readings: Readings) -> Named:
+    found = {arm: readings.predictions(arm, HEADLINE) for arm in readings.setup.arms}
+    return {arm: said for arm, said in found.items() if said is not None}
+
+
+def _probes(readings: Readings) -> Named:
+    setup = readings.setup
+    names = ["linear", *(f"knn{k}" for k in setup.base.compare.neighbours)]
+    found = {f"{arm}|{name}": readings.predictions(arm, name) for arm in setup.arms for name in names}
+    return {key: said for key, said in found.items() if said is not None}
+
+
+def _shares(readings: Readings) -> Named:
+    """Predictions by arm and share of the labels, below all of them."""
+    setup, found = readings.setup, {}
+    for arm in setup.arms:
+        for share in setup.fractions if setup.reads_fractions(arm) else []:
+            name = f"{share:g}"
+            if arm in METHODS:
+                found[f"{arm}|{name}"] = readings.predictions(arm, HEADLINE, fraction=share)
+            else:
+                found[f"{arm}|{name}"] = readings.predictions(arm, name)
+    return {key: said for key, said in found.items() if said is not None}
+
+
+def _weigh(
+    readings: Readings, split: str, named: Named, metrics: Sequence[str] | None = None
+) -> Weighed | None:
+    """Of one split; None where there is nothing to weigh."""
+    setup = readings.setup
+    if not named:
+        return None
+    inside, rows = _inside(readings, split)
+    clusters, groups = setup.codes(setup.cluster), setup.codes(setup.base.probe.group)
+    own = None if groups is None else groups[rows]
+    return weigh(
+        setup.task,
+        {key: [said.at(inside) for said in every] for key, every in named.items()},
+        setup.targets.at(rows),
+        clusters=None if clusters is None else clusters[rows],
+        groups=own if own is not None and (own >= 0).any() else None,
+        draws=setup.base.compare.draws,
+        seed=setup.base.seed,
+        metrics=metrics,
+    )
+
+
+def _inside(readings: Readings, split: str) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Positions among the test rows that count, and the rows, of one split."""
+    setup, start = readings.setup, 0
+    for name, rows in setup.tests.items():
+        if name == split:
+            break
+        start += len(rows)
+    mask = np.zeros(len(setup.tested), dtype=bool)
+    mask[start : start + len(setup.tests[split])] = True
+    inside = np.flatnonzero(mask[readings.kept]).astype(np.int64)
+    return inside, setup.tested[readings.kept][inside]
+
+
+def _values(weighed: Weighed | None, key: str) -> dict[str, Any]:
+    if weighed is None:
+        return {}
+    return {metric: weighed.value(key, metric) for metric in weighed.metrics(key)}
+
+
+def _by_probe(arms: Mapping[str, Any], others: Mapping[str, Weighed | None]) -> dict[str, Any]:
+    probes: dict[str, Any] = {arm: {HEADLINE: splits} for arm, splits in arms.items()}
+    for split, weighed in others.items():
+        for key in weighed.found.estimates if weighed else []:
+            arm, name = key.split("|")
+            probes[arm].setdefault(name, {})[split] = _values(weighed, key)
+    return probes
+
+
+def _by_share(shares: Mapping[str, Weighed | None], arms: Mapping[str, Any], setup: Setup) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for split, weighed in shares.items():
+        for key in weighed.found.estimates if weighed else []:
+            arm, share = key.split("|")
+            found.setdefault(arm, {}).setdefault(share, {})[split] = _values(weighed, key)
+    for arm, splits in arms.items():
+        if setup.reads_fractions(arm) and 1.0 in setup.base.compare.fractions:
+            whole = {
+                split: {setup.metric: own[setup.metric]}
+                for split, own in splits.items()
+                if setup.metric in own
+            }
+            found.setdefault(arm, {})["1"] = whole
+    return found
+
+
+def _differences(setup: Setup, weighed: Mapping[str, Weighed | None]) -> list[dict[str, Any]]:
+    """FINO against every arm, and every arm against the frozen start."""
+    arms = setup.arms
+    pairs = [(GUIDED, arm) for arm in arms if arm != GUIDED and GUIDED in arms]
+    pairs += [(arm, START) for arm in arms if arm != START and START in arms and (arm, START) not in pairs]
+    found = []
+    for arm, than in pairs:
+        for split, own in weighed.items():
+            if own is None:
+                continue
+            both = [metric for metric in own.metrics(arm) if metric in own.metrics(than)]
+            found += [
+                {
+                    "arm": arm,
+                    "than": than,
+                    "split": split,
+                    "metric": metric,
+                    **own.difference(arm, than, metric),
+                }
+                for metric in both
+            ]
+    return found
+
+
+def _untrained(readings: Readings) -> dict[str, Any]:
+    """What each arm was before it was trained, read by the same head: of a supervised arm, its own untrained head.
+
+    Self-supervised arms began as the frozen start; the start, and what began without pretraining, as random weights.
+    """
+    setup = readings.setup
+    named: Named = {}
+    for arm in setup.arms:
+        before = {START: RANDOM, "fino_scratch": RANDOM, "frozen_erased": RANDOM, "fino_erased": START}.get(
+            arm, START
+        )
+        said = (
+            readings.predictions(arm, "untrained")
+            if arm in METHODS
+            else readings.predictions(before, HEADLINE)
+        )
+        if said is not None:
+            named[arm] = said
+    found: dict[str, Any] = {}
+    for split in setup.tests:
+        weighed = _weigh(readings, split, named, [setup.metric, "accuracy"])
+        for arm in named if weighed else []:
+            means = {metric: weighed.found.mean(arm, metric) for metric in weighed.metrics(arm)}  # type: ignore[union-attr]
+            found.setdefault(arm, {})[split] = means
+    return found
+
+
+def _by_group(readings: Readings, split: str) -> dict[str, dict[str, Any]]:
+    """The arms group by group, the largest ``MOST_GROUPS`` of them."""
+    setup, column = readings.setup, readings.setup.base.probe.group
+    if column is None:
+        return {}
+    inside, rows = _inside(readings, split)
+    names = np.array(value_keys(setup.manifest.table[column].gather(rows)).fill_null("").to_list())
+    values, counts = np.unique(names[names != ""], return_counts=True)
+    largest = sorted(values[np.argsort(-counts, kind="stable")[:MOST_GROUPS]].tolist())
+    metric, headlines = GROUP_METRICS[setup.task.kind], _headlines(readings)
+    found: dict[str, dict[str, Any]] = {arm: {} for arm in headlines}
+    for name in largest:
+        own = np.flatnonzero(names == name)
+        weighed = weigh(
+            setup.task,
+            {arm: [said.at(inside[own]) for said in every] for arm, every in headlines.items()},
+            setup.targets.at(rows[own]),
+            clusters=None,
+            groups=None,
+            draws=setup.base.compare.draws,
+            seed=setup.base.seed,
+            metrics=[metric],
+        )
+        for arm in headlines:
+            if metric in weighed.metrics(arm):
+                value = weighed.value(arm, metric)
+                kept = {key: value[key] for key in ("mean", "low", "high")}
+                found[arm][name] = {**kept, "rows": len(own)}
+    return found
+
+
+def _own(readings: Readings, arm: str) -> list[dict[str, Any]]:
+    """The records of an arm by seed."""
+    return [readings.records[Trained(ERASED.get(arm, arm), seed)] for seed in readings.setup.seeds]
+
+
+def _leakage(readings: Readings, arm: str) -> dict[str, Any]:
+    """Of the first seed's features."""
+    found: dict[str, Any] = _own(readings, arm)[0]["leakage"].get(arm, {})
+    return found
+
+
+def _chosen(readings: Readings, arm: str) -> list[dict[str, Any]]:
+    chosen = []
+    for seed, record in zip(readings.setup.seeds, _own(readings, arm), strict=True):
+        own = record["chosen"].get(arm, {}).get(HEADLINE, {})
+        chosen.append({"seed": seed, **{key: value for key, value in own.items() if key != "points"}})
+    return chosen
+
+
+def _cost(readings: Readings, arm: str) -> dict[str, Any]:
+    """Of one seed, on average: every trial of its grid, and beside it the reading."""
+    records = _own(readings, arm)
+    return {
+        "images": round(float(np.mean([record["images"] for record in records]))),
+        "seconds": float(np.mean([record["seconds"] for record in records])),
+        "probe_seconds": float(np.mean([record["probe_seconds"] for record in records])),
+        "trials": int(records[0]["trials"]),
+        "uses_labels": uses_labels(arm),
+        "uses_metadata": uses_metadata(arm),
+    }
