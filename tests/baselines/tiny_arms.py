@@ -30,7 +30,8 @@ BUILDERS = {"train": {"log_every": 4}, "probe": {"label": "label", "val": "val",
 
 def tiny_recipe(manifest, out, **changes):
     """A recipe whose baselines take a second."""
-    return build_recipe(merge(tiny_settings(manifest, out, **BUILDERS, compare=COMPARE), changes))
+    settings = {**tiny_settings(manifest, out, **BUILDERS, compare=COMPARE), "factors": {}}
+    return build_recipe(merge(settings, changes))
 
 
 def run_arm(recipe, method, out, *, seed=0, label="label", domain="site", **options):
