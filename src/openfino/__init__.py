@@ -6,7 +6,7 @@ __version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> object:
-    """``openfino.audit(...)`` and ``openfino.compass(...)`` without importing anything before they are asked for."""
-    if name in ("audit", "compass"):
+    """``openfino.audit(...)``, ``compass`` and ``compare`` without importing anything before they are asked for."""
+    if name in ("audit", "compass", "compare"):
         return import_module(f"openfino.{name}")
     raise AttributeError(f"module 'openfino' has no attribute {name!r}")

@@ -261,6 +261,62 @@ def compass(
 
 
 @app.command()
+def compare(
+    recipe: Annotated[
+        Path, typer.Argument(help="The recipe (.yaml): model, splits, factors with their roles.")
+    ],
+    overrides: Annotated[list[str] | None, typer.Argument(help="key=value, laid over the recipe.")] = None,
+    label: Annotated[
+        str | None, typer.Option(help="Column with the task label. Default: the recipe's probe.label.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for arms and result. Default: the recipe's, with -compare.")
+    ] = None,
+    arms: Annotated[
+        str | None, typer.Option(metavar="A,B", help="Default: all that the recipe allows.")
+    ] = None,
+    seeds: Annotated[int | None, typer.Option(min=1, help="Seeds of every arm. Default: 3.")] = None,
+    fractions: Annotated[
+        str | None,
+        typer.Option(metavar="0.01,0.1,1", help="Shares of the labels; 'none' for all labels alone."),
+    ] = None,
+    jobs: Annotated[int, typer.Option(min=1, help="Processes of this machine that share the arms.")] = 1,
+    small: Annotated[
+        bool, typer.Option("--small", help="Minutes for the whole table, whose numbers then say nothing.")
+    ] = False,
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+) -> None:
+    """Did it help? Frozen, SSL, FINO, supervised, DANN, CORAL, Group-DRO and more in one table, several seeds.
+
+    The same command goes on where it was stopped; several processes or machines may run it on one folder.
+    """
+    from rich.console import Console
+
+    from openfino.compare.command import parse_fractions, run_compare
+    from openfino.compare.terminal import print_compared
+
+    found = run_compare(
+        recipe,
+        overrides or [],
+        label=label,
+        out=out,
+        arms=[name.strip() for name in arms.split(",") if name.strip()] if arms is not None else None,
+        seeds=seeds,
+        fractions=parse_fractions(fractions),
+        jobs=jobs,
+        small=small,
+        overwrite=overwrite,
+        console=Console(stderr=as_json),
+    )
+    if as_json:
+        typer.echo(json.dumps(found.result, indent=1))
+    else:
+        print_compared(found.result, Console())
+        typer.echo(f"wrote {found.page} and compare.json beside it")
+
+
+@app.command()
 def probe(
     model: Annotated[str, typer.Argument(help="tiny, a run, a model folder, a hub name or a weights file.")],
     manifest: Annotated[Path, typer.Option(help="The table.")],

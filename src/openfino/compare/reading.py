@@ -19,10 +19,10 @@ from openfino.compare.setup import Setup
 from openfino.compare.sources import ErasedSource, erase_source, plain_features
 from openfino.distributed import choose_device
 from openfino.evaluation.cache import CachedFeatures, cached_features
-from openfino.evaluation.classifiers import knn_average
 from openfino.evaluation.grid import Fitted, Grid, fit_grid
 from openfino.evaluation.heads import HeadKind
 from openfino.evaluation.leakage import known_values, read_all
+from openfino.evaluation.neighbours import knn_predictions
 from openfino.evaluation.results import METHODS
 from openfino.evaluation.sources import FeatureSource
 from openfino.models.store import LoadedModel
@@ -32,6 +32,7 @@ Scores = NDArray[np.float32]
 
 HEADLINE = "attentive"
 BATCH = 64
+SHOWN_ARMS = ("frozen", "ssl", "fino")
 
 
 @dataclass
@@ -42,7 +43,8 @@ class Reading:
         scores: of every test row, in the order of :attr:`Setup.tested`, float32 [n, t], NaN where there is no image;
             by ``arm|probe`` or ``arm|fraction``.
         facts: what else there is to record, as JSON takes it.
-        cls: CLS of every test row, [n, D], by arm.
+        cls: CLS of the rows that pictures show, by arm, float32 [n, D]: of the tests, then of those that train; NaN
+            where there is no image. Of the first seed alone.
     """
 
     scores: dict[str, Scores] = field(default_factory=dict)
@@ -202,24 +204,18 @@ class Reader:
         """What the probes say of the test rows."""
         every = np.arange(len(tests.rows), dtype=np.int64)
         for name, probe in fitted.items():
-            said = self.setup.task.predict(probe.logits(every, tests)).scores
-            reading.scores[f"{arm}|{name}"] = self._in_place(tests.rows, said)
+            scores = self.setup.task.predict(probe.logits(every, tests)).scores
+            reading.scores[f"{arm}|{name}"] = self._in_place(tests.rows, scores)
         if not whole:
             return
         train = self._positions(source, "train")
-        bank, targets = source.cls()[train], self._numbers(source.rows[train])
-        queries = tests.cls()
-        for k in self.setup.base.compare.neighbours:
-            said = knn_average(bank, targets, queries, k=k)
-            reading.scores[f"{arm}|knn{k}"] = self._in_place(tests.rows, said)
-        reading.cls[arm] = self._in_place(tests.rows, queries)
-
-    def _numbers(self, rows: Rows) -> Scores:
-        """Targets as neighbours average them: classes one-hot."""
-        values = self.setup.targets.at(rows).values
-        if self.setup.task.kind == "single":
-            return np.eye(self.setup.task.outputs, dtype=np.float32)[values.astype(np.int64)]
-        return values.astype(np.float32)
+        queries, known = tests.cls(), self.setup.targets.at(source.rows[train])
+        ks = self.setup.base.compare.neighbours
+        for k, said in knn_predictions(self.setup.task, source.cls()[train], known, queries, ks).items():
+            reading.scores[f"{arm}|knn{k}"] = self._in_place(tests.rows, said.scores)
+        if self.seed == self.setup.base.seed and arm in SHOWN_ARMS:
+            parts = zip(self.setup.shown, (tests, source), strict=True)
+            reading.cls[arm] = np.concatenate([in_place(rows, own.rows, own.cls()) for rows, own in parts])
 
     def _in_place(self, rows: Rows, values: Scores) -> Scores:
         return in_place(self.setup.tested, rows, values)

@@ -13,7 +13,7 @@ from openfino.compare.arms import ADAPTED, ERASED, KINDS, METHODS, RANDOM, Train
 from openfino.compare.reading import HEADLINE
 from openfino.compare.setup import Setup, unseen_labels
 from openfino.compare.statistics import Weighed, weigh
-from openfino.compare.working import SCORES_FILE, reading_of
+from openfino.compare.working import CLS, SCORES_FILE, reading_of
 from openfino.errors import OpenfinoError
 from openfino.evaluation.tasks import Predictions
 from openfino.report.compare_answer import answer_of
@@ -45,8 +45,9 @@ class Readings:
         """Test rows that every arm could read."""
         usable = np.ones(len(self.setup.tested), dtype=bool)
         for trained in self.records:
-            for scores in self._arrays[trained].values():
-                usable &= np.isfinite(scores).all(axis=1)
+            for name, scores in self._arrays[trained].items():
+                if not name.startswith(f"{CLS}|"):
+                    usable &= np.isfinite(scores).all(axis=1)
         return usable
 
     def predictions(self, arm: str, name: str, *, fraction: float = 1.0) -> list[Predictions] | None:
@@ -66,10 +67,9 @@ class Readings:
             found.append(self.setup.task.predict_scores(scores[self.kept]))
         return found
 
-    def cls(self, arm: str, seed: int) -> Scores | None:
-        """CLS of the test rows that count."""
-        found = self._arrays.get(Trained(ERASED.get(arm, arm), seed), {}).get(f"{arm}|cls")
-        return None if found is None else found[self.kept]
+    def cls(self, arm: str) -> Scores | None:
+        """CLS of :attr:`Setup.shown` of the first seed, NaN where there is no image."""
+        return self._arrays.get(Trained(ERASED.get(arm, arm), self.setup.base.seed), {}).get(f"{CLS}|{arm}")
 
     @cached_property
     def _arrays(self) -> dict[Trained, dict[str, Scores]]:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from openfino.compare.arms import ADAPTED, ERASED, EVERY, KINDS, RANDOM, Trained, title_of, why_not
 from openfino.compare.fractions import nested_rows
 from openfino.errors import InputProblemsError, Problem
-from openfino.evaluation.splits import at_most, encode_column, rows_of_split
+from openfino.evaluation.splits import at_most, encode_column, probe_generator, rows_of_split
 from openfino.evaluation.tasks import Targets, Task, resolve_task
 from openfino.factors.spec import FactorSpec
 from openfino.jobs.folder import ARMS_FOLDER
@@ -21,6 +21,8 @@ from openfino.preflight import Preflight, preflight
 from openfino.recipe import Recipe
 
 Rows = NDArray[np.int64]
+
+SHOWN_TESTS, SHOWN_TRAIN = 2_000, 5_000
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,17 @@ class Setup:
     def tested(self) -> Rows:
         """Rows of all tests, one split behind the other."""
         return np.concatenate(list(self.tests.values()))
+
+    @cached_property
+    def shown(self) -> tuple[Rows, Rows]:
+        """Rows whose features the pictures show, of the tests and of those that train: keyed draws, in rising order."""
+        return tuple(
+            np.sort(probe_generator(self.base.seed, f"compare shown {name}").permutation(rows)[:most])
+            for name, rows, most in (
+                ("tests", self.tested, SHOWN_TESTS),
+                ("train", self.rows["train"], SHOWN_TRAIN),
+            )
+        )  # type: ignore[return-value]
 
     @property
     def seeds(self) -> list[int]:
@@ -145,12 +158,12 @@ class Setup:
 
 
 def open_setup(base: Recipe) -> Setup:
-    """Resolve the arms' recipe, with every image file looked for.
+    """Resolve the arms' recipe; the image files have been looked for by the command.
 
     Raises:
         InputProblemsError: with every problem found.
     """
-    ready = preflight(base)
+    ready = preflight(base, read_images="none")
     task, problems = resolved_task(ready.manifest, base)
     domain, erased = domain_of(ready.specs, base), erased_of(ready.specs, base)
     named = {

@@ -27,6 +27,7 @@ from openfino.training.logging import read_metrics
 
 READING_FILE, SCORES_FILE = "reading.json", "scores.npz"
 RUN_FOLDER, CACHE_FOLDER = "run", "features"
+CLS = "cls"  # before the name of the arm, in the file of the scores
 CURVE_POINTS = 200
 QUIET_PROBE: dict[str, Any] = {
     # The run's own probes would only repeat, at the cost of a part of its budget, what the arms are read with.
@@ -77,7 +78,9 @@ class ArmJob:
         elif arm in ADAPTED:
             reading, facts = self._adapted(console)
         else:
-            reading = self._reader(self._start(), console).read(arm, erased=self.erases, whole=arm != RANDOM)
+            reading = self._reader(starting_model(self.setup, self.trained), console).read(
+                arm, erased=self.erases, whole=arm != RANDOM
+            )
             facts = {"images": 0, "seconds": 0.0, "trials": 1, "curve": []}
         facts["probe_seconds"] = round(time.perf_counter() - started - facts.pop("spent", 0.0), 2)
         self._keep(reading, facts)
@@ -173,26 +176,13 @@ class ArmJob:
         }
         return build_recipe(merge(recipe.model_dump(mode="json"), changes))
 
-    def _start(self) -> LoadedModel:
-        """The starting backbone, or one with random weights."""
-        base, channels = self.setup.base, self.setup.ready.channels
-        settings = base.model_dump(mode="json")
-        settings["seed"] = self.trained.seed
-        if self.trained.arm == RANDOM:
-            settings["model"] = {"config": random_config(base)}
-        backbone, _ = starting_backbone(build_recipe(settings), channels)
-        preprocessing = Preprocessing(
-            size=base.views.global_size, normalization=base.images.normalization, channels=channels
-        )
-        return LoadedModel(backbone.requires_grad_(False).eval(), preprocessing, {}, None)
-
     def _reader(self, model: LoadedModel, console: Console) -> Reader:
         return Reader(self.setup, model, self.trained.seed, self.place / CACHE_FOLDER, console)
 
     def _keep(self, reading: Reading, facts: dict[str, Any]) -> None:
         """Write the scores, and then the record that says that they are whole."""
         self.place.mkdir(parents=True, exist_ok=True)
-        arrays = {**reading.scores, **{f"{arm}|cls": values for arm, values in reading.cls.items()}}
+        arrays = {**reading.scores, **{f"{CLS}|{arm}": values for arm, values in reading.cls.items()}}
         file = io.BytesIO()
         np.savez_compressed(file, **{name: values.astype(np.float32) for name, values in arrays.items()})  # type: ignore[arg-type]
         write_bytes(self.place / SCORES_FILE, file.getvalue())
@@ -205,6 +195,20 @@ class ArmJob:
         write_whole(self.place / READING_FILE, json.dumps(record))
         if not self.setup.base.compare.keep_features:
             shutil.rmtree(self.place / CACHE_FOLDER, ignore_errors=True)
+
+
+def starting_model(setup: Setup, trained: Trained) -> LoadedModel:
+    """The starting backbone, or one with random weights."""
+    base, channels = setup.base, setup.ready.channels
+    settings = base.model_dump(mode="json")
+    settings["seed"] = trained.seed
+    if trained.arm == RANDOM:
+        settings["model"] = {"config": random_config(base)}
+    backbone, _ = starting_backbone(build_recipe(settings), channels)
+    preprocessing = Preprocessing(
+        size=base.views.global_size, normalization=base.images.normalization, channels=channels
+    )
+    return LoadedModel(backbone.requires_grad_(False).eval(), preprocessing, {}, None)
 
 
 def reading_of(place: Path) -> dict[str, Any] | None:
