@@ -6,8 +6,10 @@ other) and every metric is taken of each draw. Arms that are compared are scored
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 
 import numpy as np
+from scipy.special import stdtrit
 
 from openfino.evaluation.measures import LOWER_IS_BETTER, METRICS, Doubles, measures
 from openfino.evaluation.metrics import Codes
@@ -25,6 +27,8 @@ __all__ = [
 ]
 
 LEVEL = 0.95
+# A drawn set of rows has a worse worst group, and fits its confidence worse, than new rows would have.
+BIASED = frozenset({"worst_group_accuracy", "calibration_error"})
 CELLS = 1 << 23  # row counts held at once: 64 MB
 
 Interval = tuple[float, float]
@@ -144,11 +148,20 @@ class Bootstrap:
         return float(self.estimates[arm][metric].mean())
 
     def interval(self, arm: str, metric: str) -> Interval:
-        """95 % interval of :meth:`mean` over rows, and over seeds where there are several."""
-        return _interval(self._over_seeds(self.values[arm][metric], arm))
+        """95 % interval of :meth:`mean` over rows, and over seeds where there are several.
+
+        The middle 95 % of the draws. Draws of the worst group and of the calibration error lie to one side: their
+        interval reaches as far to both sides of the mean as the draws do to the farther one.
+        """
+        low, high = _interval(self._over_seeds(self.values[arm][metric], arm))
+        if metric not in BIASED:
+            return low, high
+        middle = self.mean(arm, metric)
+        reach = max(middle - low, high - middle)
+        return max(middle - reach, 0.0), min(middle + reach, 1.0)
 
     def difference(self, arm: str, than: str, metric: str) -> Difference:
-        """:meth:`mean` of ``arm`` minus that of ``than``, with its 95 % interval: rows and seeds are paired.
+        """:meth:`mean` of ``arm`` minus that of ``than``, with the middle 95 % of the draws: rows and seeds are paired.
 
         Seeds are paired where both arms have as many, and drawn for each arm by itself where not.
         """
@@ -163,14 +176,26 @@ class Bootstrap:
         """Mean over as many seeds as there are, drawn anew for every draw of rows: [S, draws] -> [draws].
 
         The mean of S drawn seeds varies (S - 1) / S as much as that of S new seeds would: deviations are stretched.
+        Few seeds tell little about their own spread: all is stretched by the ratio of Student's t to the normal
+        quantile, with Satterthwaite's degrees of freedom (rows: without limit, seeds: S - 1).
         """
         count = len(values)
         middle: Doubles = values.mean(axis=0)
         if count == 1:
             return middle
         picked = probe_generator(self.seed, f"bootstrap seeds {arm}").integers(0, count, (count, self.draws))
-        drawn = np.take_along_axis(values, picked, axis=0).mean(axis=0)
-        return middle + np.sqrt(count / (count - 1)) * (drawn - middle)
+        of_seeds = np.sqrt(count / (count - 1)) * (
+            np.take_along_axis(values, picked, axis=0).mean(axis=0) - middle
+        )
+        spread, seed_spread = np.nanvar(middle + of_seeds), np.nanvar(of_seeds)
+        if not seed_spread > 0:
+            return middle
+        freedom = (count - 1) * max(1.0, float(spread / seed_spread)) ** 2
+        quantile = 0.5 + LEVEL / 2
+        wider = stdtrit(freedom, quantile) / NormalDist().inv_cdf(quantile)
+        centre = np.nanmean(middle)
+        stretched: Doubles = centre + wider * (middle + of_seeds - centre)
+        return stretched
 
 
 def bootstrap(
