@@ -222,6 +222,15 @@ def test_a_damaged_chunk_is_computed_again(image_set, tmp_path, small_chunks):
     close(found.take(range(8), "patches"), naive(model, manifest, range(8))[1])
 
 
+def test_features_cut_short_behind_our_back_are_an_error(image_set, tmp_path):
+    source = cached(deep_model(), read_manifest(image_set), range(3), tmp_path)
+    (damaged,) = tmp_path.glob("*/*.patches.npy")
+    os.truncate(damaged, damaged.stat().st_size - 4)
+    assert source.take([0, 1], "patches").shape == (2, 16, 64)
+    with pytest.raises(OpenfinoError, match="cut short"):
+        source.take([2], "patches")
+
+
 def test_too_little_room_is_said_before_anything_is_read(image_set, tmp_path, monkeypatch):
     monkeypatch.setattr(cachefolder.shutil, "disk_usage", lambda _: SimpleNamespace(free=10_000))
     with pytest.raises(OpenfinoError, match=r"features of 40 images take .* has 0\.0 GB left"):

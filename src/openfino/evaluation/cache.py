@@ -5,6 +5,7 @@ preprocessing, layers, windows, precision). Images are known by path, size and t
 computed again. A folder may be deleted whenever nobody uses it.
 """
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,13 +23,16 @@ from openfino.evaluation.cachefolder import (
     planned_chunks,
     present_chunks,
 )
-from openfino.evaluation.chunks import Chunk, ChunkWriter, Dtype, Layout, read_part
+from openfino.evaluation.chunks import Chunk, ChunkWriter, Dtype, Layout, part_file, read_slots
 from openfino.evaluation.extraction import TapOptions, extract_taps
 from openfino.evaluation.features import Progress, require_usable
 from openfino.evaluation.sources import Part, Rows
 from openfino.evaluation.taps import LAYERS, tap_layers
 from openfino.manifest import Manifest
 from openfino.models.store import LoadedModel
+
+AT_ONCE = 4096
+"""Rows of CLS that are read at once."""
 
 
 @dataclass(frozen=True)
@@ -67,26 +71,35 @@ class CachedFeatures:
         Raises:
             ValueError: if ``part`` is ``patches`` and they were not asked for.
         """
-        return torch.from_numpy(self._gather(np.asarray(positions, dtype=np.int64), part, slice(None)))
+        if part not in self.layout.shapes:
+            raise ValueError("these features hold no patch tokens")
+        shape = self.layout.shapes[part]
+        return torch.from_numpy(self._gather(np.asarray(positions, dtype=np.int64), part, shape))
 
     def cls(self) -> NDArray[np.float32]:
         """See :meth:`openfino.evaluation.sources.FeatureSource.cls`."""
         width = self.layout.shapes["linear"][0] // (self.layers + 1)
-        return self._gather(np.arange(len(self), dtype=np.int64), "linear", slice(-2 * width, -width))
+        found = np.empty((len(self), width), dtype=np.float32)
+        for start in range(0, len(self), AT_ONCE):
+            positions = np.arange(start, min(start + AT_ONCE, len(self)))
+            found[positions] = self._gather(positions, "linear", (width,), first=(self.layers - 1) * width)
+        return found
 
-    def _gather(self, positions: Rows, part: Part, columns: slice) -> NDArray[np.float32]:
-        """``columns`` of a part; no more than one chunk is mapped at a time, or pages would pile up."""
-        if part not in self.layout.shapes:
-            raise ValueError("these features hold no patch tokens")
-        shape = self.layout.shapes[part]
-        width = len(range(*columns.indices(shape[-1])))
-        gathered = np.empty((len(positions), *shape[:-1], width), dtype=np.float32)
+    def _gather(
+        self, positions: Rows, part: Part, shape: tuple[int, ...], first: int = 0
+    ) -> NDArray[np.float32]:
+        """``shape`` of the numbers of each slot, from number ``first`` on, [m, *shape]."""
+        gathered = np.empty((len(positions), *shape), dtype=np.float32)
+        rows = np.empty(gathered.shape, dtype=self.layout.dtype)
+        numbers = int(np.prod(self.layout.shapes[part]))
         chunk_of, slot_of = self.chunk_of[positions], self.slot_of[positions]
-        order = np.lexsort((slot_of, chunk_of))  # each file from front to back
-        for group in np.split(order, np.flatnonzero(np.diff(chunk_of[order])) + 1):
-            if len(group):
-                stored = read_part(self.stems[int(chunk_of[group[0]])], part)
-                gathered[group] = stored[slot_of[group], ..., columns]
+        order = np.lexsort((slot_of, chunk_of))  # each file once, from front to back
+        edges = np.flatnonzero(np.diff(chunk_of[order], prepend=-1, append=-1))
+        for begin, end in itertools.pairwise(edges.tolist()):
+            some = order[begin:end]
+            file = part_file(self.stems[int(chunk_of[some[0]])], part)
+            read_slots(file, slot_of[some].tolist(), rows[begin:end], numbers=numbers, first=first)
+        gathered[order] = rows
         return gathered
 
 

@@ -23,6 +23,7 @@ from openfino.evaluation.sources import Part
 
 Dtype = Literal["float16", "float32"]
 Matrix = NDArray[Any]
+_HEADER_LENGTH_AT = 8  # in a .npy file of version 1.0: two bytes, little endian; the header follows
 
 
 @dataclass(frozen=True)
@@ -72,10 +73,30 @@ def part_file(stem: Path, part: Part) -> Path:
     return stem.with_name(f"{stem.name}.{part}.npy")
 
 
-def read_part(stem: Path, part: Part) -> Matrix:
-    """A part of the features of every slot of a chunk, memory-mapped, [slots, ...]."""
-    mapped: Matrix = np.load(part_file(stem, part), mmap_mode="r")
-    return mapped
+def read_slots(file: Path, slots: Sequence[int], into: Matrix, *, numbers: int, first: int = 0) -> None:
+    """Fill ``into`` with the numbers of some slots.
+
+    By seeking and not by a memory map: a batch is drawn from all over a cache, opening a file takes a seventh of the
+    time that mapping it does, and no pages are left behind that count as memory of the process.
+
+    Args:
+        file: of one part of a chunk.
+        slots: which.
+        into: [m, ...] of the stored dtype, contiguous; a slot may have more numbers than fit into a row of it.
+        numbers: how many a slot has.
+        first: the first of them that is read.
+
+    Raises:
+        OpenfinoError: if the file ends too early.
+    """
+    with file.open("rb", buffering=0) as opened:
+        opened.seek(_HEADER_LENGTH_AT)
+        length = int.from_bytes(opened.read(2), "little")
+        start = _HEADER_LENGTH_AT + 2 + length + first * into.itemsize
+        for slot, row in zip(slots, into, strict=True):
+            opened.seek(start + slot * numbers * into.itemsize)
+            if opened.readinto(row.data) != row.nbytes:
+                raise OpenfinoError(f"{file} is cut short: delete it, and its features are computed again")
 
 
 def about_file(stem: Path) -> Path:
@@ -146,7 +167,10 @@ def complete_chunk(file: Path) -> Chunk | None:
         causes = {int(slot): cause for slot, cause in about["causes"].items()}
         chunk = Chunk(file.parent, about["stamps"], layout, causes)
         for part, shape in layout.shapes.items():
-            if read_part(file.with_suffix(""), part).shape != (len(chunk.stamps), *shape):
+            stored = np.load(
+                part_file(file.with_suffix(""), part), mmap_mode="r"
+            )  # the header; no number is read
+            if stored.shape != (len(chunk.stamps), *shape):
                 return None
     except (OSError, ValueError, KeyError):
         return None  # ValueError: a file is shorter than its header says
