@@ -20,7 +20,9 @@ from openfino.errors import InputProblemsError, OpenfinoError
 from openfino.evaluation.scores import score_task
 from openfino.evaluation.splits import encode_column
 from openfino.evaluation.tasks import resolve_task
+from openfino.export import export
 from openfino.manifest import read_manifest
+from openfino.models.licence import card_header
 from openfino.models.store import load_model, save_backbone
 from openfino.preflight import preflight
 from tiny_models import tiny_model
@@ -296,10 +298,39 @@ def test_from_scratch_is_the_same_architecture_with_random_weights(drawn, tmp_pa
     assert not torch.allclose(loaded, random)
     assert torch.equal(random, weights("scratch", 0)[0])
     assert not torch.equal(random, weights("scratch", 1)[0])
-    assert (
-        random_like(load_model(place).backbone, 0).config.to_dict()
-        == load_model(place).backbone.config.to_dict()
+    model = load_model(place).backbone
+    assert random_like(model, 0).config.to_dict() == {**model.config.to_dict(), "_name_or_path": ""}
+
+
+@pytest.mark.parametrize("method", ["finetune", "scratch"])
+def test_the_model_card_says_that_labels_trained(drawn, tmp_path, method):
+    recipe = tiny_recipe(drawn, tmp_path / "run", compare={"baselines": {"steps": 2}})
+    place = source(tmp_path)
+    (tmp_path / "source" / "README.md").write_text("---\nlicense: mit\n---\n")
+    recipe = recipe.model_copy(
+        update={"model": recipe.model.model_copy(update={"source": place, "config": None})}
     )
+    run_arm(recipe, method, tmp_path / "arm")
+    export(tmp_path / "arm", tmp_path / "out")
+    card, header = (tmp_path / "out" / "README.md").read_text(), card_header(tmp_path / "out" / "README.md")
+    assert f"with the labels of `label` ({method})" in card
+    assert "without task labels" not in card
+    assert "supervised" in header["tags"]
+    assert "spurious" not in card
+    assert header.get("license") == ("mit" if method == "finetune" else None)
+    assert ("started from random weights" in card) == (method == "scratch")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("method", METHODS)
+def test_an_arm_on_a_gpu(drawn, tmp_path, method):
+    if not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
+    recipe = tiny_recipe(drawn, tmp_path / "run", train={"device": "cuda"})
+    summary = run_arm(recipe, method, tmp_path / "arm")
+    assert summary["score"] >= summary["untrained"]["macro_f1"]
+    on_gpu, _ = logits_of(tmp_path / "arm", drawn, device="cuda")
+    assert np.allclose(on_gpu, logits_of(tmp_path / "arm", drawn)[0], atol=1e-2)
 
 
 def planned(recipe, method="finetune", **options):

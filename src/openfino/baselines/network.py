@@ -74,6 +74,7 @@ def build_network(
 def random_like(backbone: Backbone, seed: int) -> Backbone:
     """A backbone of the same architecture, its random weights drawn from ``seed`` as ``model.config`` draws them."""
     config = copy.deepcopy(backbone.config)
+    config.name_or_path = ""  # nothing of the weights of that name is left
     family = family_of(config)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(keyed_seed(seed, Purpose.INIT, _BACKBONE))

@@ -27,7 +27,7 @@ from openfino.evaluation.splits import Rows
 from openfino.evaluation.tasks import Targets, Task
 from openfino.models.store import save_backbone
 from openfino.preflight import Preflight, preflight, with_source_normalization
-from openfino.recipe import Recipe, dump_recipe
+from openfino.recipe import ObjectiveSettings, Recipe, dump_recipe
 from openfino.recipe.baselines import BaselineSettings
 from openfino.runfolder import write_whole
 
@@ -40,6 +40,7 @@ ARM_FILE, SUMMARY_FILE, HEAD_FILE, LOG_FILE, TRIALS = (
 )
 RECIPE_FILE = "recipe.yaml"
 FORMAT = 1
+RANDOM: dict[str, Any] = {"source": "random weights", "parent": {"source": None, "licence": None}}
 
 
 def train_baseline(
@@ -212,8 +213,11 @@ def _save(arm: Arm, trial: Trial, outcome: Outcome) -> None:
         arm.recipe, arm.method, channels=arm.ready.channels, outputs=arm.task.outputs, seed=arm.seed
     )
     network.load_state_dict(outcome.state)
+    # The self-supervised objective, its Gram teacher and the factors had no part in these weights.
+    plain = arm.recipe.model_copy(update={"objective": ObjectiveSettings(), "factors": {}})
     facts = {
-        **describe_provenance(arm.recipe, arm.ready, network.backbone),
+        **describe_provenance(plain, arm.ready, network.backbone),
+        **(RANDOM if arm.method == "scratch" else {}),
         "factors": {},
         "images": len(arm.train_rows),
         "steps": outcome.step,

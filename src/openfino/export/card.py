@@ -65,7 +65,8 @@ def _header(model: LoadedModel, parent: Parent, door: Door) -> dict[str, Any]:
     if _is_hub_name(parent.source):
         header["base_model"] = parent.source
     family = str(model.backbone.config.model_type).replace("_", "-").removesuffix("-vit")
-    header["tags"] = [family, "openfino", "self-supervised", "image-feature-extraction"]
+    taught = "supervised" if model.provenance.get("supervised") else "self-supervised"
+    header["tags"] = [family, "openfino", taught, "image-feature-extraction"]
     return header
 
 
@@ -90,10 +91,14 @@ def _introduction(model: LoadedModel, parent: Parent) -> str:
     adapted = model.provenance.get("steps", 0) > 0
     origin = f"adapted with openfino {openfino.__version__} from" if adapted else "unchanged from"
     names = model.preprocessing.channels
+    taught = model.provenance.get("supervised")
+    labels = (
+        f"with the labels of `{taught['label']}` ({taught['method']})" if taught else "without task labels"
+    )
     return (
         f"# {'Adapted vision' if adapted else 'Vision'} backbone\n\n"
         f"A {backbone.description} ({millions:.1f} M parameters, {len(backbone.blocks)} blocks, width "
-        f"{backbone.embed_dim}, patch {backbone.patch_size}), {origin} {_named(parent)}, without task labels. "
+        f"{backbone.embed_dim}, patch {backbone.patch_size}), {origin} {_named(parent)}, {labels}. "
         f"It turns an image with {len(names)} channels ({', '.join(names)}) into features."
     )
 
