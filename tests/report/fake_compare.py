@@ -63,7 +63,7 @@ def make_result(arms=ARMS, metrics=METRICS, splits=SPLITS, metric="macro_f1", **
         "splits": {"val": {"rows": 212}, **{split: {"rows": 431 + 17 * n} for n, split in enumerate(splits)}},
         "seeds": SEEDS,
         "arms": scored,
-        "titles": {arm: title for arm, (title, _, _) in arms.items()} | {"groupdro": "Group-DRO"},
+        "titles": {arm: title for arm, (title, _, _) in ARMS.items()} | {"groupdro": "Group-DRO"},
         "kinds": {arm: kind for arm, (_, kind, _) in arms.items()} | {"groupdro": "supervised"},
         "not_run": {"groupdro": f"the recipe has no domain column, see {EVIL}"},
         "probes": _probes(scored, metric, generator),
@@ -74,6 +74,9 @@ def make_result(arms=ARMS, metrics=METRICS, splits=SPLITS, metric="macro_f1", **
         "fractions": _fractions(arms, splits, metric, generator),
         "per_group_metric": metric,
         "group": "plate",
+        "cluster": "plate",
+        "left_out_tests": 3,
+        "unseen_labels": {"test_ood": 11},
         "per_group": _groups(arms, generator),
         "leakage": {arm: _leakage(n) for n, arm in enumerate(arms)},
         "roles": {"antibody": "informative", "plate": "spurious", "dose": "informative"},
@@ -164,7 +167,7 @@ def _probes(scored, metric, generator):
 def _differences(scored):
     found = []
     pairs = [("fino", arm) for arm in scored if arm != "fino"] + [(arm, "frozen") for arm in scored]
-    for arm, than in dict.fromkeys(pair for pair in pairs if pair[0] != pair[1]):
+    for arm, than in dict.fromkeys(pair for pair in pairs if pair[0] != pair[1] and set(pair) <= set(scored)):
         for split, metrics in scored[arm].items():
             for metric, own in metrics.items():
                 other = scored[than][split][metric]["mean"]
@@ -246,6 +249,7 @@ def _cost(arms):
     return {
         arm: {
             "images": 0 if arm.startswith("frozen") else 52_800 * (3 if kind == "supervised" else 1),
+            "probe_seconds": 4.4321 + number,
             "seconds": 12.3456 if arm.startswith("frozen") else 321.098 + 7.5 * number,
             "trials": 3 if kind == "supervised" else 1,
             "uses_labels": kind == "supervised",
@@ -280,9 +284,9 @@ def _umap(arm, generator):
 
 
 def _gallery():
-    def tile(row, right=None):
+    def tile(row, query=None, right=None):
         found = {"row": row, "image": f"row{row}", "label": LABELS[row % 4], "spurious": f"PL-{row % 7}"}
-        return found if right is None else found | {"right": right}
+        return found if query is None else found | {"right": right, "label": LABELS[(query + 1 - right) % 4]}
 
     return {
         "bank": 600,
@@ -290,7 +294,7 @@ def _gallery():
             {
                 **tile(query),
                 "found": {
-                    arm: [tile(10 + (query * 5 + n) % 30, right=n < hits) for n in range(5)]
+                    arm: [tile(10 + (query * 5 + n) % 30, query, n < hits) for n in range(5)]
                     for arm, hits in {"frozen": 2, "ssl": 3, "fino": 4}.items()
                 },
             }

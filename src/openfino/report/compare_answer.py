@@ -22,12 +22,8 @@ def answer_of(result: Mapping[str, Any]) -> dict[str, Any]:
     comparison = Comparison(result)
     control = next((arm for arm in CONTROLS if _scored(comparison, arm)), None)
     if not _scored(comparison, GUIDED) or control is None:
-        missing = [
-            name
-            for name, arm in (("FINO", GUIDED), ("a control", control))
-            if not arm or not _scored(comparison, arm)
-        ]
-        return {"headline": f"No answer: {' and '.join(missing)} was not run.", "details": _trust(comparison)}
+        absent = "FINO" if control else "what it would be held against"
+        return {"headline": f"No answer: {absent} was not run.", "details": _trust(comparison)}
     return {
         "headline": _headline(comparison, control),
         "details": [*_others(comparison, control), *_elsewhere(comparison, control), *_trust(comparison)],

@@ -114,10 +114,8 @@ def _measured(comparison: Comparison) -> str:
         metric_name(comparison.metric),
         probe_name(str(comparison.at("headline_probe") or "attentive")),
     )
-    group = comparison.at("group")
-    whole = (
-        f" Images of one {escape(str(group))} are drawn together where intervals are made." if group else ""
-    )
+    cluster = escape(str(comparison.at("cluster") or ""))
+    whole = f" Images of one {cluster} are drawn together where intervals are made." if cluster else ""
     return (
         f"{escape(metric)} of <b>{escape(str(comparison.at('label')))}</b> by the {escape(probe)} probe: same "
         f"backbone, head, grid and validation split for all; the test splits are read once. "

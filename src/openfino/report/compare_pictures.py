@@ -1,6 +1,7 @@
 """What the comparison shows of images: UMAP of features, nearest neighbours, and patch tokens as colours.
 
-Each helper gives a part of ``compare.json``. Pictures are named there; their ``data:`` addresses go into ``gallery.json``.
+Each helper gives a part of ``compare.json``, in which pictures have names; their ``data:`` addresses go into
+``gallery.json``.
 """
 
 import base64
@@ -141,8 +142,9 @@ def gallery(
     def tile(row: int, query: int | None = None) -> Section:
         shown = {"row": row, "image": picture_name(row), "label": labels[row]}
         shown |= {"spurious": _text(manifest.table[spurious][row])} if spurious is not None else {}
-        judged = query is not None and kind == "single"
-        return shown | ({"right": labels[row] == labels[query]} if judged else {})
+        if query is not None and kind == "single":
+            shown["right"] = labels[row] == labels[query]
+        return shown
 
     entries = [
         {**tile(row), "found": {arm: [tile(near, row) for near in own[row]] for arm, own in found.items()}}

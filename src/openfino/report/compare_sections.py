@@ -19,6 +19,12 @@ from openfino.report.compare_result import (
 
 BAR_ARMS = (START, "ssl", GUIDED, "finetune")
 MOST_GROUPS = 24
+COSTS = {
+    "images": "images seen",
+    "seconds": "seconds",
+    "probe_seconds": "seconds for probes",
+    "trials": "trials",
+}
 METHODS = {"knn": "kNN", "linear": "linear"}
 _LEVEL, _ABOVE, _BELOW = "&asymp;", "&#9650;", "&#9660;"
 
@@ -50,8 +56,24 @@ def score_tables(comparison: Comparison) -> str:
         f"{''.join(parts)}<p class='small'>Large: mean over the seeds; small: 95 % interval over seeds and images; "
         f"bold: the best of its column. <b>{_LEVEL}</b> within noise of {own}. <b class='helps'>{_ABOVE}</b> better, "
         f"<b class='hurts'>{_BELOW}</b> worse than {frozen}, beyond noise. Differences are paired: same images, same "
-        "seeds.</p>"
+        f"seeds.</p>{_left_out(comparison)}"
     )
+
+
+def _left_out(comparison: Comparison) -> str:
+    """What of the test splits was not, or could not be, told right."""
+    said = []
+    if comparison.number("left_out_tests"):
+        number = comparison.show("left_out_tests", form=count)
+        said.append(
+            f"{number} test images were left out under all arms, because one of them could not use them."
+        )
+    for split in comparison.at("unseen_labels") or {}:
+        number = comparison.show("unseen_labels", split, form=count)
+        said.append(
+            f"{number} images of {escape(split)} have a label that no training image has: they count as wrong."
+        )
+    return f"<p class='small'>{' '.join(said)}</p>" if said else ""
 
 
 def probe_tables(comparison: Comparison) -> str:
@@ -145,16 +167,18 @@ def leakage_table(comparison: Comparison) -> str:
 def cost_table(comparison: Comparison) -> str:
     """Images, seconds and trials of every arm, and what it was given."""
     arms = comparison.ordered("cost")
-    heads = ("images seen", "seconds", "trials", "uses labels", "uses metadata")
+    known = {key for arm in arms for key in comparison.at("cost", arm)}
+    numbers = {key: name for key, name in COSTS.items() if key in known}
+    heads = (*numbers.values(), "uses labels", "uses metadata")
     head = "".join(f"<th scope='col' class='number'>{name}</th>" for name in heads)
     body = "".join(
         _row(
             comparison,
             arm,
-            f"<td class='number'>{comparison.show('cost', arm, 'images', form=count)}</td>"
-            f"<td class='number'>{comparison.show('cost', arm, 'seconds', form=count)}</td>"
-            f"<td class='number'>{comparison.show('cost', arm, 'trials', form=count)}</td>"
-            f"<td class='number'>{_yes(comparison.at('cost', arm, 'uses_labels'))}</td>"
+            "".join(
+                f"<td class='number'>{comparison.show('cost', arm, key, form=count)}</td>" for key in numbers
+            )
+            + f"<td class='number'>{_yes(comparison.at('cost', arm, 'uses_labels'))}</td>"
             f"<td class='number'>{_yes(comparison.at('cost', arm, 'uses_metadata'))}</td>",
         )
         for arm in arms
