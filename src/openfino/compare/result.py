@@ -211,7 +211,13 @@ def _weigh(
         draws=setup.base.compare.draws,
         seed=setup.base.seed,
         metrics=metrics,
+        families=_families(named),
     )
+
+
+def _families(named: Named) -> dict[str, str]:
+    """Arms read by a probe, and arms with a head of their own: their seeds differ by different amounts."""
+    return {key: "supervised" if key.split("|")[0] in METHODS else "probed" for key in named}
 
 
 def _inside(readings: Readings, split: str) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -332,6 +338,7 @@ def _by_group(readings: Readings, split: str) -> dict[str, dict[str, Any]]:
             draws=setup.base.compare.draws,
             seed=setup.base.seed,
             metrics=[metric],
+            families=_families(headlines),
         )
         for arm in headlines:
             if metric in weighed.metrics(arm):

@@ -2,12 +2,14 @@
 
 Rows (whole clusters where a column names them) are drawn with replacement, the same for all arms, so that arms are
 compared on the same draws. Seeds are few: three that happen to agree would make a lucky arm look certain. The spread
-between seeds is therefore that of the arm or, where that is larger, the one pooled over all arms (after what a seed
-does to all of them alike), and it is added to each draw by Student's t:
+between seeds is therefore that of the arm or, where that is larger, the one pooled over the arms of its family (those
+read by a probe, those with a head of their own; after what a seed does to all of a family alike), and it is added to
+each draw by Student's t:
 
     draw = mean over seeds of the metric on the drawn rows + t(freedom) * deviation / sqrt(seeds)
 
-The interval is the middle 95 % of the draws. With one seed it knows of the images alone.
+The interval is the middle 95 % of the draws, and never beyond what the metric can be. With one seed it knows of the
+images alone.
 """
 
 import math
@@ -27,6 +29,7 @@ Doubles = NDArray[np.float64]
 Codes = NDArray[np.int64]
 
 TAIL = 0.025
+RANGES = {"r2": (-math.inf, 1.0)}  # of metrics that do not lie from 0 to 1
 
 
 @dataclass(frozen=True)
@@ -35,12 +38,13 @@ class Weighed:
 
     Attributes:
         found: their values on all rows and in every draw of rows.
-        pooled: metric -> deviation between seeds over all arms, and its degrees of freedom; empty with one seed.
-        noise: t-distributed numbers for every draw, by degrees of freedom.
+        families: of every arm.
+        pooled: (family, metric) -> deviation between seeds, and its degrees of freedom; empty with one seed.
     """
 
     found: Bootstrap
-    pooled: dict[str, tuple[float, int]]
+    families: Mapping[str, str]
+    pooled: dict[tuple[str, str], tuple[float, int]]
 
     def metrics(self, arm: str) -> list[str]:
         """What is defined for an arm."""
@@ -49,24 +53,30 @@ class Weighed:
     def value(self, arm: str, metric: str) -> dict[str, Any]:
         """``mean``, ``low``, ``high`` and ``seeds``."""
         seeds = self.found.estimates[arm][metric]
-        draws = self._drawn(self.found.values[arm][metric], seeds, metric, 1.0)
-        return {"mean": float(seeds.mean()), **_interval(draws), "seeds": [float(seed) for seed in seeds]}
+        draws = self._drawn(self.found.values[arm][metric], seeds, metric, [arm])
+        low, high = RANGES.get(metric, (0.0, 1.0))
+        bounded = np.clip(draws, low, high)
+        return {"mean": float(seeds.mean()), **_interval(bounded), "seeds": [float(seed) for seed in seeds]}
 
     def difference(self, arm: str, than: str, metric: str) -> dict[str, Any]:
         """``difference``, ``low``, ``high`` and ``beyond_noise``; rows and seeds are paired."""
         first, second = self.found.estimates[arm][metric], self.found.estimates[than][metric]
         values = self.found.values[arm][metric] - self.found.values[than][metric]
-        interval = _interval(self._drawn(values, first - second, metric, math.sqrt(2)))
+        low, high = RANGES.get(metric, (0.0, 1.0))
+        draws = np.clip(self._drawn(values, first - second, metric, [arm, than]), low - high, high - low)
+        interval = _interval(draws)
         beyond = interval["low"] > 0 or interval["high"] < 0
         return {"difference": float((first - second).mean()), **interval, "beyond_noise": beyond}
 
-    def _drawn(self, values: Doubles, seeds: Doubles, metric: str, arms: float) -> Doubles:
-        """Draws of a mean over seeds; ``arms``: how much the pooled deviation grows where several arms take part."""
+    def _drawn(self, values: Doubles, seeds: Doubles, metric: str, arms: Sequence[str]) -> Doubles:
+        """Draws of the mean over seeds of what ``arms`` have together."""
         middle: Doubles = values.mean(axis=0)
-        if len(seeds) == 1 or metric not in self.pooled:
+        pooled = [self.pooled.get((self.families[arm], metric)) for arm in arms]
+        known = [each for each in pooled if each is not None]
+        if len(seeds) == 1 or not known:
             return middle
-        pooled, freedom = self.pooled[metric]
-        deviation = max(float(seeds.std(ddof=1)), arms * pooled)
+        deviation = max(float(seeds.std(ddof=1)), math.sqrt(sum(own**2 for own, _ in known)))
+        freedom = min(freedom for _, freedom in known)
         generator = probe_generator(self.found.seed, f"compare seeds {metric}")
         drawn: Doubles = middle + generator.standard_t(freedom, len(middle)) * deviation / math.sqrt(
             len(seeds)
@@ -84,6 +94,7 @@ def weigh(
     draws: int,
     seed: int,
     metrics: Collection[str] | None = None,
+    families: Mapping[str, str] | None = None,
 ) -> Weighed:
     """Score every arm on the same rows and draws.
 
@@ -96,28 +107,30 @@ def weigh(
         draws: of the bootstrap.
         seed: of the draws.
         metrics: names; all when not given.
+        families: of the arms; one for all when not given.
     """
     found = Bootstrap(
         task, arms, targets, clusters=clusters, groups=groups, draws=draws, seed=seed, metrics=metrics
     )
-    return Weighed(found, _pooled(found))
+    families = families or dict.fromkeys(arms, "")
+    return Weighed(found, families, _pooled(found, families))
 
 
-def _pooled(found: Bootstrap) -> dict[str, tuple[float, int]]:
-    """The spread between seeds of each metric, over the arms that have it for every seed."""
+def _pooled(found: Bootstrap, families: Mapping[str, str]) -> dict[tuple[str, str], tuple[float, int]]:
+    """The spread between seeds of each metric, over the arms of each family that have it."""
+    tables: dict[tuple[str, str], list[Doubles]] = {}
+    for arm, by_metric in found.estimates.items():
+        for metric, seeds in by_metric.items():
+            if len(seeds) > 1:
+                tables.setdefault((families[arm], metric), []).append(seeds)
     pooled = {}
-    names = dict.fromkeys(name for by_metric in found.estimates.values() for name in by_metric)
-    for name in names:
-        own = [by_metric[name] for by_metric in found.estimates.values() if name in by_metric]
-        most = max(len(each) for each in own)
-        table = np.array([each for each in own if len(each) == most])
-        if most < 2:
-            continue
-        if len(table) < 2:
-            pooled[name] = (float(table.std(ddof=1)), most - 1)
-            continue
-        spread = spread_of(table)
-        pooled[name] = (spread.deviation, spread.freedom)
+    for key, own in tables.items():
+        table = np.array(own)
+        if len(table) == 1:
+            pooled[key] = (float(table.std(ddof=1)), table.shape[1] - 1)
+        else:
+            spread = spread_of(table)
+            pooled[key] = (spread.deviation, spread.freedom)
     return pooled
 
 

@@ -67,6 +67,7 @@ def run_jobs(jobs: Sequence[Job], say: Say) -> None:
 
 def train_run(recipe: Recipe, console: Console) -> dict[str, Any]:
     """One run of ``adapt``, begun or gone on with; its recipe lies beside it, its checkpoints go when it is done."""
+    recipe.out.parent.mkdir(parents=True, exist_ok=True)
     write_whole(beside(recipe.out, "yaml"), dump_recipe(recipe))
     summary = adapt(recipe, resume=True, console=console)
     shutil.rmtree(recipe.out / FOLDER, ignore_errors=True)
