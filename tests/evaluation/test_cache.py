@@ -20,8 +20,8 @@ from openfino.evaluation.windows import plan_windows, stitch
 from openfino.images.preprocess import Preprocessing
 from openfino.images.read import as_unit_float, read_image
 from openfino.manifest import read_manifest
-from openfino.models.store import LoadedModel
-from tiny_models import tiny_family, tiny_model, write_arrays, write_manifest
+from openfino.models.store import LoadedModel, load_model, save_backbone
+from tiny_models import TINY_FAMILIES, tiny_family, tiny_model, write_arrays, write_manifest
 
 TESTS = Path(__file__).parent.parent
 
@@ -364,3 +364,12 @@ def test_what_another_process_computes_is_waited_for(image_set, tmp_path, small_
     assert len(taken) == 3
     assert found.computed == 8
     close(found.take(range(8), "linear"), naive(model, manifest, range(8))[0])
+
+
+@pytest.mark.parametrize("name", TINY_FAMILIES)
+def test_a_model_that_was_saved_and_opened_is_the_same_model(image_set, tmp_path, name):
+    preprocessing = Preprocessing(size=(32, 32), normalization="imagenet", channels=["r", "g", "b"])
+    model, manifest = LoadedModel(tiny_family(name), preprocessing, {}, None), read_manifest(image_set)
+    save_backbone(tmp_path / "model", model.backbone, preprocessing, {})
+    cached(model, manifest, range(2), tmp_path / "cache")
+    assert cached(load_model(tmp_path / "model"), manifest, range(2), tmp_path / "cache").computed == 0
