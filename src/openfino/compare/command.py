@@ -36,7 +36,7 @@ RESULT_FILE, RECIPE_FILE, HELPERS_FOLDER = "compare.json", "arms.yaml", "helpers
 _FREE = ("out", "manifest", "entangled")
 _FREE_TRAIN = ("workers", "threads", "log_every", "checkpoint_every", "keep_checkpoints", "device")
 _FREE_PROBE = ("every", "erase", "pictures")
-_FREE_COMPARE = ("arms", "seeds", "fractions", "fraction_arms", "draws", "keep_features", "cluster")
+_FREE_COMPARE = ("arms", "seeds", "fractions", "fraction_arms", "draws", "umap", "keep_features", "cluster")
 
 
 @dataclass(frozen=True)

@@ -66,6 +66,9 @@ def with_pictures(result: Mapping[str, Any], readings: Readings) -> dict[str, An
         if not sources:
             reasons[name] = "none of the arms that are shown was run"
             continue
+        if name == "umap" and not setup.base.compare.umap:
+            reasons[name] = "compare.umap is false"
+            continue
         try:
             put()
         except OpenfinoError as error:

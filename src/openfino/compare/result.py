@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from openfino.compare.arms import ADAPTED, ERASED, KINDS, METHODS, RANDOM, Trained, uses_labels, uses_metadata
 from openfino.compare.reading import HEADLINE
 from openfino.compare.setup import Setup, unseen_labels
-from openfino.compare.statistics import Weighed, weigh
 from openfino.compare.working import CLS, SCORES_FILE, reading_of
 from openfino.errors import OpenfinoError
+from openfino.evaluation.scores import Bootstrap
 from openfino.evaluation.tasks import Predictions
 from openfino.report.compare_answer import answer_of
 from openfino.tables import value_keys
@@ -22,6 +22,7 @@ from openfino.tables import value_keys
 FORMAT = 1
 MOST_GROUPS = 40
 GROUP_METRICS = {"single": "accuracy", "multi": "accuracy", "regression": "r2"}
+UNBOUNDED = ("r2",)  # metrics that do not lie from 0 to 1
 START = "frozen"
 GUIDED = "fino"
 
@@ -194,7 +195,7 @@ def _shares(readings: Readings) -> Named:
 
 def _weigh(
     readings: Readings, split: str, named: Named, metrics: Sequence[str] | None = None
-) -> Weighed | None:
+) -> Bootstrap | None:
     """Of one split; None where there is nothing to weigh."""
     setup = readings.setup
     if not named:
@@ -202,7 +203,7 @@ def _weigh(
     inside, rows = _inside(readings, split)
     clusters, groups = setup.codes(setup.cluster), setup.codes(setup.base.probe.group)
     own = None if groups is None else groups[rows]
-    return weigh(
+    return Bootstrap(
         setup.task,
         {key: [said.at(inside) for said in every] for key, every in named.items()},
         setup.targets.at(rows),
@@ -211,13 +212,7 @@ def _weigh(
         draws=setup.base.compare.draws,
         seed=setup.base.seed,
         metrics=metrics,
-        families=_families(named),
     )
-
-
-def _families(named: Named) -> dict[str, str]:
-    """Arms read by a probe, and arms with a head of their own: their seeds differ by different amounts."""
-    return {key: "supervised" if key.split("|")[0] in METHODS else "probed" for key in named}
 
 
 def _inside(readings: Readings, split: str) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -233,25 +228,40 @@ def _inside(readings: Readings, split: str) -> tuple[NDArray[np.int64], NDArray[
     return inside, setup.tested[readings.kept][inside]
 
 
-def _values(weighed: Weighed | None, key: str) -> dict[str, Any]:
-    if weighed is None:
-        return {}
-    return {metric: weighed.value(key, metric) for metric in weighed.metrics(key)}
+def _values(weighed: Bootstrap | None, key: str) -> dict[str, Any]:
+    """``mean``, ``low``, ``high`` and ``seeds`` of every metric."""
+    return (
+        {} if weighed is None else {metric: _value(weighed, key, metric) for metric in weighed.estimates[key]}
+    )
 
 
-def _by_probe(arms: Mapping[str, Any], others: Mapping[str, Weighed | None]) -> dict[str, Any]:
+def _value(weighed: Bootstrap, key: str, metric: str) -> dict[str, Any]:
+    low, high = weighed.interval(key, metric)
+    if metric not in UNBOUNDED:
+        low, high = max(low, 0.0), min(high, 1.0)
+    return {
+        "mean": weighed.mean(key, metric),
+        "low": low,
+        "high": high,
+        "seeds": weighed.estimates[key][metric].tolist(),
+    }
+
+
+def _by_probe(arms: Mapping[str, Any], others: Mapping[str, Bootstrap | None]) -> dict[str, Any]:
     probes: dict[str, Any] = {arm: {HEADLINE: splits} for arm, splits in arms.items()}
     for split, weighed in others.items():
-        for key in weighed.found.estimates if weighed else []:
+        for key in weighed.estimates if weighed else []:
             arm, name = key.split("|")
             probes[arm].setdefault(name, {})[split] = _values(weighed, key)
     return probes
 
 
-def _by_share(shares: Mapping[str, Weighed | None], arms: Mapping[str, Any], setup: Setup) -> dict[str, Any]:
+def _by_share(
+    shares: Mapping[str, Bootstrap | None], arms: Mapping[str, Any], setup: Setup
+) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for split, weighed in shares.items():
-        for key in weighed.found.estimates if weighed else []:
+        for key in weighed.estimates if weighed else []:
             arm, share = key.split("|")
             found.setdefault(arm, {}).setdefault(share, {})[split] = _values(weighed, key)
     for arm, splits in arms.items():
@@ -265,7 +275,7 @@ def _by_share(shares: Mapping[str, Weighed | None], arms: Mapping[str, Any], set
     return found
 
 
-def _differences(setup: Setup, weighed: Mapping[str, Weighed | None]) -> list[dict[str, Any]]:
+def _differences(setup: Setup, weighed: Mapping[str, Bootstrap | None]) -> list[dict[str, Any]]:
     """FINO against every arm, and every arm against the frozen start."""
     arms = setup.arms
     pairs = [(GUIDED, arm) for arm in arms if arm != GUIDED and GUIDED in arms]
@@ -275,18 +285,28 @@ def _differences(setup: Setup, weighed: Mapping[str, Weighed | None]) -> list[di
         for split, own in weighed.items():
             if own is None:
                 continue
-            both = [metric for metric in own.metrics(arm) if metric in own.metrics(than)]
+            both = [metric for metric in own.estimates[arm] if metric in own.estimates[than]]
             found += [
                 {
                     "arm": arm,
                     "than": than,
                     "split": split,
                     "metric": metric,
-                    **own.difference(arm, than, metric),
+                    **_difference(own, arm, than, metric),
                 }
                 for metric in both
             ]
     return found
+
+
+def _difference(weighed: Bootstrap, arm: str, than: str, metric: str) -> dict[str, Any]:
+    found = weighed.difference(arm, than, metric)
+    return {
+        "difference": found.difference,
+        "low": found.low,
+        "high": found.high,
+        "beyond_noise": found.beyond_noise,
+    }
 
 
 def _untrained(readings: Readings) -> dict[str, Any]:
@@ -311,7 +331,7 @@ def _untrained(readings: Readings) -> dict[str, Any]:
     for split in setup.tests:
         weighed = _weigh(readings, split, named, [setup.metric, "accuracy"])
         for arm in named if weighed else []:
-            means = {metric: weighed.found.mean(arm, metric) for metric in weighed.metrics(arm)}  # type: ignore[union-attr]
+            means = {metric: weighed.mean(arm, metric) for metric in weighed.estimates[arm]}  # type: ignore[union-attr]
             found.setdefault(arm, {})[split] = means
     return found
 
@@ -329,20 +349,17 @@ def _by_group(readings: Readings, split: str) -> dict[str, dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {arm: {} for arm in headlines}
     for name in largest:
         own = np.flatnonzero(names == name)
-        weighed = weigh(
+        weighed = Bootstrap(
             setup.task,
             {arm: [said.at(inside[own]) for said in every] for arm, every in headlines.items()},
             setup.targets.at(rows[own]),
-            clusters=None,
-            groups=None,
             draws=setup.base.compare.draws,
             seed=setup.base.seed,
             metrics=[metric],
-            families=_families(headlines),
         )
         for arm in headlines:
-            if metric in weighed.metrics(arm):
-                value = weighed.value(arm, metric)
+            if metric in weighed.estimates[arm]:
+                value = _value(weighed, arm, metric)
                 kept = {key: value[key] for key in ("mean", "low", "high")}
                 found[arm][name] = {**kept, "rows": len(own)}
     return found

@@ -19,6 +19,7 @@ def smaller(recipe: Recipe) -> Recipe:
             "seeds": 1,
             "fractions": [0.5, 1.0],
             "draws": 200,
+            "umap": False,  # its compilation would cost a third of the time
             "grid": {
                 "lrs": recipe.compare.grid.lrs[-2:],
                 "linear_lrs": recipe.compare.grid.linear_lrs[-2:],

@@ -92,6 +92,8 @@ class CompareSettings(Section):
     baselines: BaselineSettings = BaselineSettings()
     draws: Positive = 1_000
     """Of the bootstrap behind every interval."""
+    umap: bool = True
+    """Draw UMAP in the report, which takes tens of seconds; needs umap-learn (``openfino[report]``)."""
     keep_features: bool = False
     """Keep the cached features of every arm, which are large, in place of making them again if need be."""
 
