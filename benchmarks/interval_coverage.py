@@ -3,8 +3,8 @@
     python benchmarks/interval_coverage.py
 
 Rows have one of three classes and one of six groups; a head whose logits are noise plus the class is scored. The truth
-is its score on a million rows. ``middle`` is the middle 95 % of the draws, ``interval`` what openfino gives. Prints what
-docs/probes.md reports, and the seconds that 1,000 draws of 10,000 rows and 30 classes take.
+is its score on a million rows. ``middle`` is the middle 95 % of the draws, ``interval`` what openfino gives. Prints
+what docs/probes.md reports, and the seconds that 1,000 draws of 10,000 rows and 30 classes take.
 """
 
 import argparse
