@@ -42,17 +42,16 @@ def test_an_error_that_falls_helps():
 
 def test_the_other_arms_are_sorted_by_their_difference():
     result = with_difference(-0.05, -0.08, -0.02, than="ssl")
-    others = answer_of(result)["details"][0]
-    above, level, below = (part.split("is ", 1)[-1] for part in others.rstrip(".").split("; "))
-    assert below == "below SSL (KoLeo)"
-    assert level == "level with FINO with KoLeo and FINO, plate erased"
-    assert above.startswith("above frozen backbone, ")
+    below, level, above = answer_of(result)["details"][:3]
+    assert below == "FINO is below: SSL (KoLeo)."
+    assert level == "FINO is level with: FINO with KoLeo; FINO, plate erased."
+    assert above.startswith("FINO is above: frozen backbone; FINO, no pretraining; ")
 
 
 def test_other_splits_are_named():
     details = answer_of(make_result())["details"]
-    assert details[1].startswith("On test_id the difference is +0.0")
-    assert details[1].endswith("beyond noise.")
+    assert details[2].startswith("On test_id the difference is +0.0")
+    assert details[2].endswith("beyond noise.")
 
 
 def test_one_seed_is_said():

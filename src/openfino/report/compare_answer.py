@@ -47,16 +47,17 @@ def _headline(comparison: Comparison, control: str) -> str:
 
 
 def _others(comparison: Comparison, control: str) -> list[str]:
-    """Every other arm, sorted by what the difference to FINO says."""
-    groups: dict[str, list[str]] = {"above": [], "level with": [], "below": []}
+    """Every other arm by what the difference to FINO says; where FINO did not win comes first."""
+    groups: dict[str, list[str]] = {"below": [], "level with": [], "above": []}
     for arm in comparison.arms:
         found = comparison.difference(GUIDED, arm, comparison.split, comparison.metric)
         if arm in (GUIDED, control) or found is None:
             continue
         side = "above" if is_better(found, comparison.metric) else "below"
         groups[side if found.beyond_noise else "level with"].append(comparison.title(arm))
-    said = [f"{side} {_listed(arms)}" for side, arms in groups.items() if arms]
-    return [f"FINO is {'; '.join(said)}."] if said else []
+    return [
+        f"{comparison.title(GUIDED)} is {side}: {'; '.join(arms)}." for side, arms in groups.items() if arms
+    ]
 
 
 def _elsewhere(comparison: Comparison, control: str) -> list[str]:
@@ -87,7 +88,3 @@ def _mean(comparison: Comparison, arm: str) -> float:
 
 def _said(found: Difference) -> str:
     return f"{found.mean:+.3f}, 95 % interval {found.low:+.3f} to {found.high:+.3f}"
-
-
-def _listed(names: list[str]) -> str:
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"

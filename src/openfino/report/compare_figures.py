@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 FIGURE_FOLDER, DPI = "figures", 200
+MOST_LETTERS = 20  # of a group
 NO_MATPLOTLIB = "matplotlib is not installed (pip install 'openfino[report]')"
 COLOURS = {
     "frozen": "#6e7781",
@@ -177,10 +178,12 @@ def group_figure(comparison: Comparison, split: str) -> "Figure | None":
             label=_text(comparison.title(arm)),
             error_kw={"elinewidth": 0.8},
         )
-    axes[0].set_xticks(range(len(groups)), [_text(group) for group in groups], rotation=45, ha="right")
+    axes[0].set_xticks(
+        range(len(groups)), [_text(_short(group)) for group in groups], rotation=45, ha="right"
+    )
     metric = metric_name(str(comparison.at("per_group_metric") or comparison.metric))
     axes[0].set_ylabel(f"{metric} on {_text(split)}")
-    axes[0].legend(frameon=False, fontsize=8)
+    figure.legend(frameon=False, fontsize=8, loc="outside upper center", ncols=len(arms))
     return figure
 
 
@@ -326,9 +329,15 @@ def _text(name: str) -> str:
     return name.replace("\\", "\\\\").replace("$", r"\$")
 
 
+def _short(name: str) -> str:
+    return name if len(name) <= MOST_LETTERS else f"{name[: MOST_LETTERS - 3]}..."
+
+
 def _bare(pane: "Axes", title: str) -> None:
     pane.set_xticks([])
     pane.set_yticks([])
+    pane.spines[:].set_visible(False)
+    pane.set_aspect("equal", adjustable="datalim")
     pane.set_title(_text(title), fontsize=8)
 
 
