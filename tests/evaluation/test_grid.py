@@ -190,6 +190,25 @@ def test_no_test_row_is_read_before_it_is_asked_for():
     assert len(asked) <= 25 * 8 + len(VAL) + 2
 
 
+def test_few_labels_do_not_make_reading_slow():
+    """Two rows that train are a batch of two; validation and test rows are still read many at a time."""
+    problem = Problem("single")
+    sizes = []
+
+    class Watched(ArraySource):
+        def take(self, positions, part):
+            sizes.append(len(positions))
+            return super().take(positions, part)
+
+    source = Watched(problem.source.rows, problem.source.linear, problem.source.patches, layers=2)
+    options = {"metric": "accuracy", "steps": 3, "batch_size": 8}
+    fitted = fit_grid("linear", source, problem.targets, TRAIN[:2], VAL, problem.task, GRID, **options)
+    assert sizes[-2:] == [8, 7]
+    assert (fitted.batch_size, sizes[-5:-2]) == (2, [2, 2, 2])
+    fitted.logits(TEST)
+    assert sizes[-2:] == [8, 7]
+
+
 def test_one_epoch_shows_every_row_once():
     order = list(row_order(TRAIN, 8, 15, seed=0))
     assert all(len(rows) == 8 for rows in order)

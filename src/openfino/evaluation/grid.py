@@ -124,7 +124,7 @@ class Fitted:
         points: (learning rate, weight decay) of every point of the grid.
         val_scores: of every point; NaN where training diverged.
         val_losses: of every point.
-        steps: optimizer steps. batch_size: rows in each.
+        steps: optimizer steps. batch_size: rows in each. read_size: rows that are read at once otherwise.
     """
 
     lr: float
@@ -135,6 +135,7 @@ class Fitted:
     val_losses: tuple[float, ...]
     steps: int
     batch_size: int
+    read_size: int
     source: FeatureSource = field(repr=False)
     part: Part
     device: torch.device | str
@@ -146,7 +147,7 @@ class Fitted:
             source or self.source,
             positions,
             self.part,
-            batch_size=self.batch_size,
+            batch_size=self.read_size,
             device=self.device,
         )
 
@@ -211,12 +212,12 @@ def fit_grid(
     train, val = _usable(source, targets, np.asarray(train), np.asarray(val))
     grid = grid or Grid()
     part = PARTS[kind]
-    batch_size = min(batch_size, len(train))
+    read_size, batch_size = batch_size, min(batch_size, len(train))
     steps = max(1, math.ceil(epochs * len(train) / batch_size)) if steps is None else steps
     head = untrained_head(kind, source, task, seed=seed, width=width, heads=heads)
     values = torch.from_numpy(targets.values)
     tokens = source.take(train[:1], part)[0].numel() // _input_size(head)
-    stacks = stacks_of(head, grid.points, device, rows=batch_size * tokens, kept=len(val) * task.outputs)
+    stacks = stacks_of(head, grid.points, device, rows=read_size * tokens, kept=len(val) * task.outputs)
     batches = (
         (features.to(device), values[rows].to(device))
         for rows, features in read_ahead(source, part, row_order(train, batch_size, steps, seed))
@@ -228,7 +229,7 @@ def fit_grid(
         steps=steps,
         progress=progress,
     )
-    scores, losses = _on_validation(stacks, source, part, val, targets, task, metric, groups, batch_size)
+    scores, losses = _on_validation(stacks, source, part, val, targets, task, metric, groups, read_size)
     best = best_point(scores, losses, metric)
     lr, decay = grid.points[best]
     return Fitted(
@@ -240,6 +241,7 @@ def fit_grid(
         tuple(losses),
         steps,
         batch_size,
+        read_size,
         source,
         part,
         device,
