@@ -25,6 +25,7 @@ from openfino.manifest import read_manifest
 from openfino.models.licence import card_header
 from openfino.models.store import load_model, save_backbone
 from openfino.preflight import preflight
+from openfino.recipe import build_recipe
 from tiny_models import tiny_model
 
 PER_METHOD = {"finetune": None, "scratch": None, "dann": 1.0, "coral": 1.0, "groupdro": 0.1}
@@ -435,3 +436,9 @@ def test_wider_backbones_keep_their_own_sizes(tmp_path, drawn):
     run_arm(recipe, "finetune", tmp_path / "arm")
     facts = json.loads((tmp_path / "arm" / "arm.json").read_text())
     assert (facts["layers"], facts["token_dim"], facts["width"]) == (2, 96, 32)
+
+
+def test_short_runs_have_a_higher_rate(drawn, tmp_path):
+    plain = {"manifest": drawn, "out": tmp_path / "run", "model": "tiny"}
+    assert build_recipe({**plain, "preset": "small"}).compare.baselines.lrs == [3e-4]
+    assert build_recipe(plain).compare.baselines.lrs == [5e-5]
