@@ -203,7 +203,7 @@ def precision_command(images: int, seeds: int) -> None:
         )
         for kind, grid, epochs in (
             ("linear", Grid(), 20.0),
-            ("attentive", Grid(lrs=(3e-4, 1e-3), weight_decays=(1e-2,)), 8.0),
+            ("attentive", Grid(lrs=(1e-3,), weight_decays=(1e-2,)), 8.0),
         ):
             for seed in range(seeds):
                 answers = {}
