@@ -13,11 +13,11 @@ import openfino
 from openfino.compare.pictures import with_pictures
 from openfino.compare.result import collect, result_of
 from openfino.compare.setup import Setup, domain_of, erased_of, open_setup, resolved_task
-from openfino.compare.shared_images import shared_images
 from openfino.compare.small import smaller
 from openfino.compare.splits import COLUMN, Splits, plan_splits
 from openfino.compare.working import ArmJob
 from openfino.errors import InputProblemsError, Problem
+from openfino.evaluation.shared_images import shared_images
 from openfino.jobs.folder import Workplace, with_absolute_paths, write_bytes
 from openfino.jobs.processes import helpers
 from openfino.jobs.running import Say, run_jobs

@@ -4,7 +4,6 @@ What is written of a test row is what the probe says of it. Its label is not loo
 """
 
 import dataclasses
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,9 +15,9 @@ from rich.console import Console
 
 from openfino.baselines.predict import predict_baseline
 from openfino.compare.setup import Setup
-from openfino.compare.sources import ErasedSource, erase_source, plain_features
 from openfino.distributed import choose_device
 from openfino.evaluation.cache import CachedFeatures, cached_features
+from openfino.evaluation.erased_source import ErasedSource, erase_source, plain_features
 from openfino.evaluation.grid import Fitted, Grid, fit_grid
 from openfino.evaluation.heads import HeadKind
 from openfino.evaluation.leakage import known_values, read_all
@@ -145,7 +144,7 @@ class Reader:
             self.console.print(
                 f"{arm}, {name}: lr {found.lr:g}, val {max(found.val_scores):.3f}", highlight=False
             )
-        reading.facts["chosen"][arm] = {name: _choice(found) for name, found in fitted.items()}
+        reading.facts["chosen"][arm] = {name: found.choice() for name, found in fitted.items()}
         return fitted
 
     def _grid(self, kind: HeadKind, source: FeatureSource, train: Rows) -> Fitted:
@@ -245,20 +244,3 @@ def read_head(setup: Setup, out: Path, *, untrained: bool = False) -> Scores:
         untrained=untrained,
     )
     return in_place(setup.tested, rows, setup.task.predict(torch.from_numpy(logits)).scores)
-
-
-def _choice(fitted: Fitted) -> dict[str, Any]:
-    """What validation chose, and among what."""
-    scores = [None if np.isnan(score) else float(score) for score in fitted.val_scores]
-    points: Sequence[dict[str, Any]] = [
-        {"lr": lr, "weight_decay": decay, "val": score}
-        for (lr, decay), score in zip(fitted.points, scores, strict=True)
-    ]
-    known = [score for score in scores if score is not None]
-    return {
-        "lr": fitted.lr,
-        "weight_decay": fitted.weight_decay,
-        "val": max(known),
-        "at_the_edge": fitted.at_the_edge,
-        "points": list(points),
-    }

@@ -1,6 +1,5 @@
 """From the arms' recipe to everything that all arms share: table, splits, label, arms, domain."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,7 +12,7 @@ from openfino.compare.arms import ADAPTED, ERASED, EVERY, KINDS, RANDOM, Trained
 from openfino.compare.fractions import nested_rows
 from openfino.errors import InputProblemsError, Problem
 from openfino.evaluation.splits import at_most, encode_column, probe_generator, rows_of_split
-from openfino.evaluation.tasks import Targets, Task, resolve_task
+from openfino.evaluation.tasks import Targets, Task, label_problems, resolve_task
 from openfino.factors.spec import FactorSpec
 from openfino.jobs.folder import ARMS_FOLDER
 from openfino.manifest import Manifest
@@ -225,35 +224,7 @@ def _rows(
     for key, name in names.items():
         own = rows_of_split(table, probe, name)
         rows[key] = at_most(own[targets.valid[own]], probe, base.seed, name)
-    problems = [
-        Problem(
-            f"column {task.label}, split {names[key]}", "no row has a label", "Fill it, or name another split"
-        )
-        for key, own in rows.items()
-        if len(own) == 0
-    ]
-    if not problems and task.kind == "single":
-        problems = _class_problems(names, rows, targets, task)
-    return rows, problems
-
-
-def _class_problems(
-    names: dict[str, str], rows: dict[str, Rows], targets: Targets, task: Task
-) -> list[Problem]:
-    values = targets.values
-    if len(np.unique(values[rows["train"]])) < 2:
-        what = f"all {len(rows['train'])} labelled rows have one label"
-        return [Problem(f"column {task.label}, split {names['train']}", what, "Name another label or split")]
-    seen: Callable[[str], bool] = lambda key: bool(np.isin(values[rows[key]], values[rows["train"]]).any())  # noqa: E731
-    return [
-        Problem(
-            f"column {task.label}, split {names[key]}",
-            "none of its labels occurs among the rows that train",
-            "Name another split, or see that both are written alike",
-        )
-        for key in rows
-        if not seen(key)
-    ]
+    return rows, label_problems(task, targets, rows, names)
 
 
 def unseen_labels(setup: Setup) -> dict[str, int]:

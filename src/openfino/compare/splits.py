@@ -6,10 +6,9 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from openfino.compass.validation import held_groups
 from openfino.errors import Problem
 from openfino.evaluation.classifiers import stratified_holdout
-from openfino.evaluation.splits import encode_column, probe_generator
+from openfino.evaluation.splits import encode_column, held_groups, probe_generator
 from openfino.manifest import Manifest
 from openfino.recipe import Recipe
 from openfino.tables import value_keys

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from openfino.errors import Problem
 from openfino.evaluation.classifiers import stratified_holdout
-from openfino.evaluation.splits import encode_column, probe_generator
+from openfino.evaluation.splits import encode_column, held_groups, probe_generator
 from openfino.manifest import Manifest
 from openfino.recipe import Recipe
 from openfino.tables import value_keys
@@ -25,7 +25,6 @@ ASIDE, UNNAMED, TRAIN = "compass_aside", "compass_unnamed", "compass_train"
 RESERVED = (*CARVED.values(), ASIDE, UNNAMED, TRAIN)
 IN_SHARE, OUT_SHARE = 0.10, 0.15
 FEW_ROWS = 100
-FEWEST_GROUPS = 4
 
 Mask = NDArray[np.bool_]
 
@@ -205,7 +204,9 @@ def _carve(
     how = f"{IN_SHARE:.0%} of the rows of split {probe_train!r}"
     if group is not None:
         groups = encode_column(table[group])
-        held, problems = held_groups(groups[fitted], recipe.seed, group)
+        held, problems = held_groups(
+            groups[fitted], recipe.seed, group, share=OUT_SHARE, purpose="compass out"
+        )
         if problems:
             return column, "", problems
         away = np.isin(groups, held)
@@ -222,28 +223,6 @@ def _carve(
     mask = np.zeros(len(column), dtype=bool)
     mask[rows[taken]] = True
     return _with(column, mask, CARVED["in"]), f"{how}, drawn by the recipe's seed and taken from training", []
-
-
-def held_groups(
-    groups: NDArray[np.int64], seed: int, name: str, *, share: float = OUT_SHARE, purpose: str = "compass out"
-) -> tuple[NDArray[np.int64], list[Problem]]:
-    """Groups drawn by key until they hold ``share`` of the rows that have one; never more than half of them.
-
-    Args:
-        groups: of every row, int64, -1 where there is none.
-        seed: of the draw.
-        name: of the column, for the problem that there are too few.
-        share: of the rows.
-        purpose: keeps draws apart.
-    """
-    values, counts = np.unique(groups[groups >= 0], return_counts=True)
-    if len(values) < FEWEST_GROUPS:
-        what = f"{len(values)} different values among the rows that probes are fitted on"
-        remedy = f"Name a column with {FEWEST_GROUPS} or more, or leave --group out"
-        return values, [Problem(f"--group {name}", what, remedy)]
-    order = probe_generator(seed, purpose).permutation(len(values))
-    enough = int(np.searchsorted(np.cumsum(counts[order]), share * counts.sum())) + 1
-    return values[order[: min(enough, len(values) // 2)]], []
 
 
 def _with(column: pl.Series, rows: Mask, name: str) -> pl.Series:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from openfino.errors import OpenfinoError
+from openfino.evaluation.choice import Choice
 from openfino.evaluation.features import Progress
 from openfino.evaluation.heads import HEADS, WIDTH, AttentiveHead, HeadKind, LinearHead, new_head
 from openfino.evaluation.metrics import Codes
@@ -115,7 +116,7 @@ class Stack:
 
 
 @dataclass(frozen=True)
-class Fitted:
+class Fitted(Choice):
     """The head of a grid that is best on the validation rows.
 
     Attributes:
@@ -150,12 +151,6 @@ class Fitted:
             batch_size=self.read_size,
             device=self.device,
         )
-
-    @property
-    def at_the_edge(self) -> bool:
-        """Whether the learning rate is the lowest or highest of several: a wider grid might do better."""
-        rates = {lr for lr, _ in self.points}
-        return len(rates) > 1 and self.lr in (min(rates), max(rates))
 
 
 def fit_grid(

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from openfino.errors import OpenfinoError
+from openfino.evaluation.choice import Choice
 from openfino.evaluation.features import Progress
 from openfino.evaluation.grid import (
     Grid,
@@ -95,7 +96,7 @@ def pixel_classes(logits: Tensor, grid: tuple[int, int], size: tuple[int, int]) 
 
 
 @dataclass(frozen=True)
-class FittedSegmentation:
+class FittedSegmentation(Choice):
     """The linear layer of a grid that is best on the validation images.
 
     Attributes:

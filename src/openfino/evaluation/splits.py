@@ -21,6 +21,7 @@ Rows = NDArray[np.int64]
 
 HELD_OUT = "held_out"
 HELD_OUT_FRACTION = 0.2
+FEWEST_GROUPS = 4
 
 
 @dataclass(frozen=True)
@@ -152,3 +153,25 @@ def plan_splits(
         return train, {name: plan(name) for name in names}
     held = stratified_holdout(codes[train.rows], HELD_OUT_FRACTION, probe_generator(seed, HELD_OUT))
     return SplitRows(train.rows[~held], train.missing_label), {HELD_OUT: SplitRows(train.rows[held], 0)}
+
+
+def held_groups(
+    groups: Codes, seed: int, name: str, *, share: float, purpose: str
+) -> tuple[Codes, list[Problem]]:
+    """Groups drawn by key until they hold ``share`` of the rows that have one; never more than half of them.
+
+    Args:
+        groups: of every row, int64, -1 where there is none.
+        seed: of the draw.
+        name: of the column, for the problem that there are too few.
+        share: of the rows.
+        purpose: keeps draws apart.
+    """
+    values, counts = np.unique(groups[groups >= 0], return_counts=True)
+    if len(values) < FEWEST_GROUPS:
+        what = f"{len(values)} different values among the rows that probes are fitted on"
+        remedy = f"Name a column with {FEWEST_GROUPS} or more, or leave --group out"
+        return values, [Problem(f"--group {name}", what, remedy)]
+    order = probe_generator(seed, purpose).permutation(len(values))
+    enough = int(np.searchsorted(np.cumsum(counts[order]), share * counts.sum())) + 1
+    return values[order[: min(enough, len(values) // 2)]], []

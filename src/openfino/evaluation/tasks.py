@@ -3,6 +3,7 @@
 Logits may have leading dimensions: heads of a whole grid are trained together (:mod:`openfino.evaluation.grid`).
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -199,6 +200,40 @@ def resolve_task(
         what = f"it holds {len(names)} different labels; {needed} or more are needed"
         _refuse(label, what, "Name another column, or fill it")
     return Task(kind, label, names, separator)
+
+
+def label_problems(
+    task: Task, targets: Targets, rows: Mapping[str, Rows], names: Mapping[str, str]
+) -> list[Problem]:
+    """Why a probe of the label cannot be fitted on, chosen by or scored on these rows.
+
+    Args:
+        task: of the label.
+        targets: of every row of the table.
+        rows: labelled rows of each split; those of ``train`` train.
+        names: what the table calls each of them.
+    """
+    where = {key: f"column {task.label}, split {names[key]}" for key in rows}
+    empty = [
+        Problem(where[key], "no row has a label", "Fill it, or name another split")
+        for key, own in rows.items()
+        if len(own) == 0
+    ]
+    if empty or task.kind != "single":
+        return empty
+    known = np.unique(targets.values[rows["train"]])
+    if len(known) < 2:
+        what = f"all {len(rows['train'])} labelled rows have one label"
+        return [Problem(where["train"], what, "Name another label or split")]
+    return [
+        Problem(
+            where[key],
+            "none of its labels occurs among the rows that train",
+            "Name another split, or see that both are written alike",
+        )
+        for key, own in rows.items()
+        if not np.isin(targets.values[own], known).any()
+    ]
 
 
 def _kind_of(column: pl.Series) -> Kind:
