@@ -61,6 +61,9 @@ def sample(
     images: Annotated[int, typer.Option(min=20, help="How many images.")] = 2400,
     size: Annotated[int, typer.Option(min=16, help="Side of an image in pixels.")] = 64,
     seed: Annotated[int, typer.Option(min=0, help="Another seed draws another screen.")] = 0,
+    masks: Annotated[
+        bool, typer.Option("--masks", help="Also write what every pixel shows: column mask.")
+    ] = False,
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
@@ -68,7 +71,9 @@ def sample(
     from openfino.sampledata import draw_sample
 
     cores = min(os.cpu_count() or 1, 2)
-    manifest = draw_sample(out, images=images, size=size, seed=seed, workers=cores, overwrite=overwrite)
+    manifest = draw_sample(
+        out, images=images, size=size, seed=seed, workers=cores, masks=masks, overwrite=overwrite
+    )
     typer.echo(json.dumps({"manifest": str(manifest), "images": images}) if as_json else f"wrote {manifest}")
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tifffile
+from PIL import Image
 
 from openfino.errors import OpenfinoError
 from openfino.sampledata import draw_sample
@@ -164,3 +165,18 @@ def test_the_mask_is_the_same_at_every_size_but_for_its_edges() -> None:
     _, small = render_with_mask(screen, screen.shots[3], 32)
     _, large = render_with_mask(screen, screen.shots[3], 96)
     assert (large[1::3, 1::3] == small).mean() > 0.95
+
+
+def test_masks_are_written_on_request_and_change_nothing_else(tmp_path: Path) -> None:
+    plain = draw_sample(tmp_path / "plain", images=20, size=16, seed=2)
+    masked = draw_sample(tmp_path / "masked", images=20, size=16, seed=2, masks=True)
+    assert not (tmp_path / "plain" / "masks").exists()
+    screen = plan_screen(20, 2)
+    drawn = [render_with_mask(screen, shot, 16)[1] for shot in screen.shots]
+    for before, row in zip(read_rows(plain), read_rows(masked), strict=True):
+        mask = np.asarray(Image.open(masked.parent / row.pop("mask")))
+        assert row == before
+        assert (masked.parent / row["path"]).read_bytes() == (plain.parent / row["path"]).read_bytes()
+        assert sum(np.array_equal(mask, each) for each in drawn) == 1
+    draw_sample(tmp_path / "masked", images=20, size=16, seed=2, overwrite=True)
+    assert fingerprint(tmp_path / "masked") == fingerprint(tmp_path / "plain")

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import tifffile
+from PIL import Image
 
 from openfino.errors import OpenfinoError
 from openfino.keyed import Purpose, keyed_generator
@@ -49,6 +50,7 @@ def draw_sample(
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
     workers: int = 1,
+    masks: bool = False,
     overwrite: bool = False,
 ) -> Path:
     """Write four-channel TIFF files (uint8 [4, size, size]) to ``out/images``, and ``out/manifest.csv``.
@@ -62,6 +64,8 @@ def draw_sample(
         seed: of antibodies, plates and images.
         progress: called with (images written, images).
         workers: processes; more than one needs an importable main module (``if __name__ == "__main__":``).
+        masks: also write what every pixel shows: PNG files of indices into ``MASK_CLASSES`` in ``out/masks``, and their
+            names in a last column ``mask``.
         overwrite: replace the sample that ``out`` holds.
 
     Returns:
@@ -72,13 +76,13 @@ def draw_sample(
     """
     out = Path(out)
     _check_numbers(images, size, seed, workers)
-    _prepare_folder(out, overwrite=overwrite)
+    _prepare_folder(out, masks=masks, overwrite=overwrite)
     screen = plan_screen(images, seed)
     names = _file_names(images, seed)
-    for done, _ in enumerate(_write_images(_Job(out, screen, names, size), workers), start=1):
+    for done, _ in enumerate(_write_images(_Job(out, screen, names, size, masks), workers), start=1):
         if progress is not None:
             progress(done, images)
-    return _write_manifest(out, screen, names)
+    return _write_manifest(out, screen, names, masks=masks)
 
 
 def render(screen: Screen, shot: Shot, size: int) -> npt.NDArray[np.uint8]:
@@ -158,7 +162,7 @@ def _check_numbers(images: int, size: int, seed: int, workers: int) -> None:
         raise OpenfinoError(f"workers={workers}: give 1 or more")
 
 
-def _prepare_folder(out: Path, *, overwrite: bool) -> None:
+def _prepare_folder(out: Path, *, masks: bool, overwrite: bool) -> None:
     if out.exists() and not out.is_dir():
         raise OpenfinoError(f"{out} is a file; name a folder for the sample")
     if out.is_dir() and any(out.iterdir()):
@@ -167,15 +171,22 @@ def _prepare_folder(out: Path, *, overwrite: bool) -> None:
                 f"{out} is not empty; name another folder or ask to overwrite the sample in it"
             )
         # Only what a sample consists of: a folder named by mistake loses nothing else.
-        shutil.rmtree(out / "images", ignore_errors=True)
+        for folder in ("images", "masks"):
+            shutil.rmtree(out / folder, ignore_errors=True)
         (out / "manifest.csv").unlink(missing_ok=True)
-    (out / "images").mkdir(parents=True, exist_ok=True)
+    for folder in ("images", "masks") if masks else ("images",):
+        (out / folder).mkdir(parents=True, exist_ok=True)
 
 
 def _file_names(images: int, seed: int) -> tuple[str, ...]:
     """Numbered in no meaningful order: a name tells nothing about the plate."""
     order = keyed_generator(seed, Purpose.SAMPLE, Stream.MISSING, 0).permutation(images)
     return tuple(f"images/{number:05d}.tif" for number in order)
+
+
+def _mask_name(image: str) -> str:
+    """The mask of an image, both relative to the manifest."""
+    return f"masks/{Path(image).stem}.png"
 
 
 @dataclass(frozen=True)
@@ -186,12 +197,15 @@ class _Job:
     screen: Screen
     names: tuple[str, ...]
     size: int
+    masks: bool
 
     def write_image(self, number: int) -> None:
-        image = render(self.screen, self.screen.shots[number], self.size)
+        image, mask = render_with_mask(self.screen, self.screen.shots[number], self.size)
         metadata = {"axes": "CYX", "channels": CHANNELS}
         path = self.out / self.names[number]
         tifffile.imwrite(path, image, photometric="minisblack", compression="zlib", metadata=metadata)
+        if self.masks:
+            Image.fromarray(mask).save(self.out / _mask_name(self.names[number]))
 
 
 def _write_images(job: _Job, workers: int) -> Iterator[None]:
@@ -217,17 +231,19 @@ def _write_image(number: int) -> None:
     _pool_job.write_image(number)
 
 
-def _write_manifest(out: Path, screen: Screen, names: Sequence[str]) -> Path:
+def _write_manifest(out: Path, screen: Screen, names: Sequence[str], *, masks: bool) -> Path:
     rng = keyed_generator(screen.seed, Purpose.SAMPLE, Stream.MISSING, 1)
     missing = rng.uniform(size=(len(screen.shots), len(INCOMPLETE_COLUMNS))) < MISSING_SHARE
     rows = []
     for shot, holes in zip(screen.shots, missing, strict=True):
         row = _manifest_row(screen, shot, names[shot.number])
         row.update({column: "" for column, hole in zip(INCOMPLETE_COLUMNS, holes, strict=True) if hole})
+        if masks:
+            row["mask"] = _mask_name(row["path"])
         rows.append(row)
     manifest = out / "manifest.csv"
     with manifest.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+        writer = csv.DictWriter(file, [*COLUMNS, "mask"] if masks else COLUMNS, lineterminator="\n")
         writer.writeheader()
         writer.writerows(sorted(rows, key=lambda row: row["path"]))
     return manifest
