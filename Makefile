@@ -38,7 +38,8 @@ tiny: install
 	$(BIN)/python benchmarks/build_tiny.py
 
 bench-fashion: install
-	$(BIN)/python benchmarks/fashion.py --overwrite
+	$(BIN)/python benchmarks/fashion.py runs/fashion --overwrite
+	$(BIN)/openfino compare recipes/compare-fashion.yaml --jobs 2
 
 clean:
 	rm -rf .venv demo
