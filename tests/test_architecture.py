@@ -39,7 +39,7 @@ ROOMS = [
     {"compass"},
     {"compare"},
     {"demo"},
-    {"cli"},
+    {"cli", "cli_options"},
 ]
 PLACE = {name: number for number, names in enumerate(ROOMS) for name in names}
 MAX_LINES = 500

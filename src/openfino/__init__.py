@@ -6,7 +6,9 @@ __version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> object:
-    """``openfino.audit(...)``, ``compass`` and ``compare`` without importing anything before they are asked for."""
+    """``openfino.audit(...)``, ``probe``, ``compass`` and ``compare``; nothing is imported before it is asked for."""
+    if name == "probe":
+        return import_module("openfino.evaluation.command").probe_command
     if name in ("audit", "compass", "compare"):
         return import_module(f"openfino.{name}")
     raise AttributeError(f"module 'openfino' has no attribute {name!r}")

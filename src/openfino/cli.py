@@ -8,6 +8,27 @@ from typing import Annotated, Any
 
 import typer
 
+from openfino.cli_options import (
+    BatchSize,
+    Cluster,
+    ClusterBy,
+    Device,
+    Erase,
+    Json,
+    Kind,
+    Kinds,
+    Label,
+    Leakage,
+    Masks,
+    Missing,
+    Model,
+    Overwrite,
+    PathColumns,
+    Probes,
+    Tests,
+    Val,
+    Windows,
+)
 from openfino.errors import InputProblemsError, OpenfinoError
 
 app = typer.Typer(
@@ -16,26 +37,6 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-
-Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output.")]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what an earlier call wrote there.")]
-Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
-BatchSize = Annotated[int, typer.Option(min=1, help="Images per forward pass.")]
-PathColumns = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--path-column", help="Column with image paths; may be repeated. Default: the run's, else inferred."
-    ),
-]
-Missing = Annotated[
-    list[str] | None,
-    typer.Option("--missing", help='Token that means "no value"; may be repeated. Default: the run\'s.'),
-]
-
-Kinds = Annotated[
-    list[str] | None,
-    typer.Option(metavar="COLUMN=KIND", help="dose=continuous, angle=cyclic:360; may be repeated."),
-]
 
 
 @app.command()
@@ -323,44 +324,55 @@ def compare(
 
 @app.command()
 def probe(
-    model: Annotated[str, typer.Argument(help="tiny, a run, a model folder, a hub name or a weights file.")],
+    model: Model,
     manifest: Annotated[Path, typer.Option(help="The table.")],
-    label: Annotated[str, typer.Option(help="Column with the task label.")],
+    label: Label = None,
+    kind: Kind = None,
     split: Annotated[str, typer.Option(help="Column that names the split of each row.")] = "split",
     train: Annotated[str, typer.Option(help="Split on which probes are fitted.")] = "train",
-    test: Annotated[
-        list[str] | None, typer.Option(help="Split to score; may be repeated. Default: all others.")
-    ] = None,
+    val: Val = None,
+    test: Tests = None,
     group: Annotated[str | None, typer.Option(help="Column for worst-group accuracy.")] = None,
-    leakage: Annotated[
-        list[str] | None,
-        typer.Option(help="Factors of the model, or columns, to read from the features: a,b."),
-    ] = None,
-    erase: Annotated[
-        list[str] | None,
-        typer.Option(help="Factors or columns to erase by LEACE, one at a time, and measure without: a,b."),
-    ] = None,
-    k: Annotated[int, typer.Option(min=1, help="Neighbours of kNN.")] = 20,
+    cluster: Cluster = None,
+    probes: Probes = None,
+    k: Annotated[str, typer.Option(metavar="K,K", help="Neighbours of kNN: 20, or 10,20.")] = "20",
+    cluster_by: ClusterBy = None,
+    masks: Masks = None,
+    leakage: Leakage = None,
+    erase: Erase = None,
+    windows: Windows = None,
+    cache: Annotated[Path | None, typer.Option(help="Folder that keeps features for the next call.")] = None,
     path_column: PathColumns = None,
     missing: Missing = None,
     batch_size: BatchSize = 64,
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:
-    """Measure frozen features: kNN and linear probes, in and out of distribution, and what leaks."""
-    from openfino.evaluation.command import probe_command
+    """Measure frozen features: kNN and linear probes, in and out of distribution, and what leaks.
+
+    With --probes, or another kind of label: every metric with 95 % intervals, by heads chosen on validation rows.
+    """
+    from openfino.evaluation.command import parse_numbers, probe_command
 
     report = probe_command(
         model,
         manifest,
         label=label,
+        kind=kind,
         split=split,
         train=train,
+        val=val,
         tests=test or [],
         group=group,
+        cluster=cluster,
+        probes=None if probes is None else [name.strip() for name in probes.split(",")],
+        k=parse_numbers(k),
+        cluster_by=cluster_by,
+        masks=masks,
+        windows=windows,
+        cache=cache,
         leakage=leakage or [],
         erase=erase or [],
-        k=k,
         batch_size=batch_size,
         device=device,
         path_columns=path_column or [],
@@ -371,7 +383,7 @@ def probe(
 
 @app.command()
 def embed(
-    model: Annotated[str, typer.Argument(help="tiny, a run, a model folder, a hub name or a weights file.")],
+    model: Model,
     manifest: Annotated[Path, typer.Argument(help="The table, or a folder of images.")],
     out: Annotated[Path, typer.Option(help="The Parquet file to write.")],
     patches: Annotated[bool, typer.Option("--patches", help="Write patch tokens too.")] = False,
@@ -401,7 +413,7 @@ def embed(
 
 @app.command()
 def viz(
-    model: Annotated[str, typer.Argument(help="tiny, a run, a model folder, a hub name or a weights file.")],
+    model: Model,
     images: Annotated[list[Path], typer.Argument(help="Image files, or one folder of images, or one table.")],
     out: Annotated[Path, typer.Option(help="The folder to write: sheet.png, panels/ and viz.json.")],
     size: Annotated[
@@ -448,7 +460,7 @@ def viz(
 
 @app.command()
 def export(
-    source: Annotated[str, typer.Argument(help="tiny, a run, a model folder, a hub name or a weights file.")],
+    source: Model,
     out: Annotated[Path, typer.Option(help="The folder to write.")],
     to: Annotated[str, typer.Option(help="hf, timm, onnx or torch.")] = "hf",
     overwrite: Overwrite = False,

@@ -88,7 +88,11 @@ def test_a_manifest_is_read_as_the_run_read_its_own(tmp_path):
     names = write_arrays(tmp_path / "data", 12, channels=1)
     (tmp_path / "data" / "03.npy").unlink()
     table = pl.DataFrame(
-        {"dna": [*names[:3], "01.npy", *names[4:]], "actin": ["00.npy"] * 12, "label": ["x", "y", "n/a"] * 4}
+        {
+            "dna": [*names[:3], "01.npy", *names[4:]],
+            "actin": ["00.npy"] * 3 + ["02.npy"] + ["00.npy"] * 8,
+            "label": ["x", "y", "n/a"] * 4,
+        }
     )
     manifest = tmp_path / "data" / "manifest.csv"
     table.write_csv(manifest)

@@ -283,7 +283,7 @@ def test_rows_without_a_cluster_are_drawn_by_themselves():
     alone = bootstrap(task, predictions, targets, seed=0, draws=50)
     assert bootstrap(task, predictions, targets, clusters=np.arange(50) * 3, seed=0, draws=50) == alone
     half = np.where(np.arange(50) < 25, -1, 4)
-    drawn = next(scores_module._draws(50, half, 50, 0))
+    drawn = next(scores_module.row_draws(50, half, 50, 0))
     assert (drawn[25:] == drawn[25]).all()
     assert not (drawn[:25] == drawn[0]).all()
     assert drawn.sum(axis=0).std() > 0

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast, get_args
 
 import polars as pl
 from rich.console import Console
@@ -14,14 +14,20 @@ from openfino.distributed import choose_device
 from openfino.errors import InputProblemsError, Problem
 from openfino.evaluation.embed import EmbedReport, embed
 from openfino.evaluation.features import Progress as ProgressCallback
+from openfino.evaluation.full_probe import Reader
+from openfino.evaluation.full_results import FullReport
+from openfino.evaluation.leakage import known_values
+from openfino.evaluation.plan import DEFAULT_PROBES, PROBES, Asked, plan_full, uses_of
 from openfino.evaluation.probes import probe_model
 from openfino.evaluation.results import ErasedReport, ProbeReport
-from openfino.evaluation.splits import HELD_OUT, check_probe
+from openfino.evaluation.shared_images import shared_images
+from openfino.evaluation.splits import HELD_OUT, check_probe, plan_splits
+from openfino.evaluation.tasks import Kind, kind_of
 from openfino.factors.infer import infer_kind
 from openfino.factors.spec import FactorSpec, resolve_specs
 from openfino.manifest import Manifest, read_manifest
 from openfino.models.store import LoadedModel, load_model
-from openfino.recipe import FactorSettings, ProbeSettings
+from openfino.recipe import FactorSettings, ProbeGridSettings, ProbeSettings
 from openfino.tables import value_keys
 
 READERS = 2
@@ -30,53 +36,149 @@ DEFAULT_SPLIT = "split"
 
 def probe_command(
     model: str,
-    manifest: Path,
+    manifest: Path | str,
     *,
-    label: str,
-    split: str,
-    train: str,
-    tests: Sequence[str],
-    group: str | None,
-    leakage: Sequence[str],
-    k: int,
-    batch_size: int,
-    device: str,
+    label: str | None = None,
+    kind: str | None = None,
+    split: str = DEFAULT_SPLIT,
+    train: str = "train",
+    val: str | None = None,
+    tests: Sequence[str] = (),
+    group: str | None = None,
+    cluster: str | None = None,
+    probes: Sequence[str] | None = None,
+    k: int | Sequence[int] = 20,
+    cluster_by: str | None = None,
+    masks: str | None = None,
+    windows: int | None = None,
+    cache: Path | str | None = None,
+    leakage: Sequence[str] = (),
     erase: Sequence[str] = (),
+    grid: ProbeGridSettings | None = None,
+    batch_size: int = 64,
+    device: str = "auto",
     path_columns: Sequence[str] = (),
     missing: Sequence[str] = (),
-) -> ProbeReport:
-    """Probe ``model`` on ``manifest``; without ``tests`` every other split than ``train`` is scored.
+) -> ProbeReport | FullReport:
+    """Probe ``model`` on ``manifest``; without ``tests`` every other split than ``train`` and ``val`` is scored.
 
     A manifest without the customary column ``split`` is probed on a held-out fifth of its rows. ``leakage`` names
     factors of the model's recipe, or columns, and so does ``erase``: these are read too, and everything is measured
-    once more without each of them. What the model's run measured of its starting backbone, on the same rows, stands
-    in ``before`` of the report.
+    once more without each of them.
+
+    The quick probe tells one class per image by kNN and by logistic regression, without intervals; what the model's run
+    measured of its starting backbone, on the same rows, stands in ``before`` of its report. As soon as more is asked
+    (another kind of label, ``probes``, several ``k``, ``val``, ``cluster``, ``cluster_by``, ``masks``, ``windows``,
+    ``cache`` or ``grid``), it is the full probe: see :class:`openfino.evaluation.plan.Asked` for the arguments.
+
+    Args:
+        windows: read larger images as at most this many overlapping windows a side.
+        cache: folder where features are kept for the next call.
 
     Raises:
         InputProblemsError: with everything that the manifest does not hold.
         OpenfinoError: if the manifest or the model cannot be read.
     """
-    loaded = open_model(model)
-    table = read_table_for(loaded, manifest, path_columns, missing)
-    known_split = split in table.table.columns
-    if not known_split and (split != DEFAULT_SPLIT or tests):
-        raise InputProblemsError([table.absent(split, "--split")])
-    settings = ProbeSettings(
-        label=label,
-        split=split if known_split else None,
-        train=train,
-        tests=list(tests) or (_other_splits(table, split, train) if known_split else []),
-        group=group,
-        k=k,
-    )
-    leakage, erase = separate_names(loaded, table, leakage), separate_names(loaded, table, erase)
-    factors, problems = leakage_specs(loaded, table, leakage, "--leakage")
-    erased, more = leakage_specs(loaded, table, [name for name in erase if name not in leakage], "--erase")
-    factors |= erased
-    problems += more
-    problems += check_probe(table, settings)
+    ks = (k,) if isinstance(k, int) else tuple(k)
+    problems = _word_problems(label, kind, probes, ks, masks)
     if problems:
         raise InputProblemsError(problems)
+    loaded = open_model(model)
+    table = read_table_for(loaded, Path(manifest), path_columns, missing)
+    known_split = split in table.table.columns
+    if not known_split and (split != DEFAULT_SPLIT or tests or val):
+        raise InputProblemsError([table.absent(split, "--split")])
+    others = _other_splits(table, split, (train, val)) if known_split else []
+    asked = Asked(
+        label=label,
+        kind=cast("Kind | None", kind),
+        split=split if known_split else None,
+        train=train,
+        val=val,
+        tests=tuple(tests or others),
+        group=group,
+        cluster=cluster,
+        probes=DEFAULT_PROBES if probes is None else tuple(name for name in PROBES if name in probes),
+        ks=ks,
+        cluster_by=cluster_by,
+        masks=masks,
+        grid=grid or ProbeGridSettings(),
+    )
+    more = (probes, val, cluster, cluster_by, masks, windows, cache, grid)
+    if len(ks) == 1 and all(option is None for option in more) and _is_class(table, asked):
+        return _quick(loaded, table, asked, leakage, erase, batch_size, device)
+    place = Path(cache) if cache is not None else None
+    return _full(loaded, table, asked, leakage, erase, windows, place, batch_size, device)
+
+
+def parse_numbers(text: str) -> tuple[int, ...]:
+    """``10,20`` as numbers.
+
+    Raises:
+        InputProblemsError: if one is none.
+    """
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        remedy = "Write --k 20, or --k 10,20"
+        raise InputProblemsError([Problem("--k", f"{text!r} is no list of numbers", remedy)]) from None
+
+
+def _word_problems(
+    label: str | None, kind: str | None, probes: Sequence[str] | None, ks: Sequence[int], masks: str | None
+) -> list[Problem]:
+    """What is wrong with the words alone, whatever the table holds."""
+    problems = []
+    if label is None and masks is None:
+        remedy = "Name the column of the label with --label, or one of mask files with --masks"
+        problems.append(Problem("--label", "there is nothing to probe", remedy))
+    kinds = get_args(Kind)
+    if kind is not None and kind not in kinds:
+        problems.append(Problem("--kind", f"there is no kind {kind!r}", f"There are {', '.join(kinds)}"))
+    unknown = [name for name in probes or () if name not in PROBES]
+    if unknown or (probes is not None and not probes):
+        what = f"there is no probe {unknown[0]!r}" if unknown else "no probe is named"
+        problems.append(Problem("--probes", what, f"There are {', '.join(PROBES)}"))
+    if not ks or min(ks) < 1:
+        problems.append(
+            Problem("--k", f"{list(ks)} are no numbers of neighbours", "Write --k 20, or --k 10,20")
+        )
+    return problems
+
+
+def _is_class(manifest: Manifest, asked: Asked) -> bool:
+    """Whether the label is one class per image; a column that is not there is refused by the quick probe."""
+    if asked.label is None or asked.label not in manifest.table.columns:
+        return asked.label is not None
+    return (asked.kind or kind_of(manifest.table[asked.label])) == "single"
+
+
+def _quick(
+    loaded: LoadedModel,
+    table: Manifest,
+    asked: Asked,
+    leakage: Sequence[str],
+    erase: Sequence[str],
+    batch_size: int,
+    device: str,
+) -> ProbeReport:
+    """kNN and logistic regression of one class, as a run probes itself."""
+    settings = ProbeSettings(
+        label=asked.label,
+        split=asked.split,
+        train=asked.train,
+        tests=list(asked.tests),
+        group=asked.group,
+        k=asked.ks[0],
+    )
+    factors, erased, problems = _factors(loaded, table, leakage, erase)
+    found = check_probe(table, settings)
+    if not found and asked.label is not None:
+        fitted, tested = plan_splits(table.table, settings, asked.label, 0)
+        parts = uses_of(fitted.rows, {name: part.rows for name, part in tested.items()})
+        found = shared_images(table, parts)
+    if problems or found:
+        raise InputProblemsError([*problems, *found])
     with shown_progress("reading features") as progress:
         report = probe_model(
             loaded,
@@ -85,11 +187,60 @@ def probe_command(
             batch_size=batch_size,
             device=choose_device(device),
             factors=factors,
-            erase={name: factors[name] for name in erase},
+            erase=erased,
             workers=READERS,
             progress=progress,
         )
     return dataclasses.replace(report, before=recorded_before(loaded, settings, report))
+
+
+def _full(
+    loaded: LoadedModel,
+    table: Manifest,
+    asked: Asked,
+    leakage: Sequence[str],
+    erase: Sequence[str],
+    windows: int | None,
+    cache: Path | None,
+    batch_size: int,
+    device: str,
+) -> FullReport:
+    """Everything that was asked, by heads that are chosen on validation rows."""
+    factors, erased, problems = _factors(loaded, table, leakage, erase)
+    plan, more = plan_full(table, asked)
+    if plan is not None:
+        more = [
+            Problem("--erase", f"no row that trains has a value of {name}", "Name another factor")
+            for name, spec in erased.items()
+            if not known_values(table.table, spec, plan.train).valid.any()
+        ]
+    if problems or more or plan is None:
+        raise InputProblemsError([*problems, *more])
+    with shown_progress("reading features") as progress:
+        reader = Reader(
+            loaded,
+            table,
+            plan,
+            factors,
+            erased,
+            windows=windows,
+            batch_size=batch_size,
+            device=choose_device(device),
+            workers=READERS,
+            progress=progress,
+        )
+        return reader.read(cache)
+
+
+def _factors(
+    loaded: LoadedModel, table: Manifest, leakage: Sequence[str], erase: Sequence[str]
+) -> tuple[dict[str, FactorSpec], dict[str, FactorSpec], list[Problem]]:
+    """Everything to read from the features by name, what of it to erase, and what there is not."""
+    leakage, erase = separate_names(loaded, table, leakage), separate_names(loaded, table, erase)
+    factors, problems = leakage_specs(loaded, table, leakage, "--leakage")
+    erased, more = leakage_specs(loaded, table, [name for name in erase if name not in leakage], "--erase")
+    factors |= erased
+    return factors, {name: factors[name] for name in erase if name in factors}, [*problems, *more]
 
 
 def embed_command(
@@ -271,9 +422,9 @@ def open_model(model: str) -> LoadedModel:
     return loaded
 
 
-def _other_splits(manifest: Manifest, split: str, train: str) -> list[str]:
+def _other_splits(manifest: Manifest, split: str, named: Sequence[str | None]) -> list[str]:
     present = value_keys(manifest.table[split]).drop_nulls().unique().sort().to_list()
-    return [value for value in present if value != train]
+    return [value for value in present if value not in named]
 
 
 @contextmanager

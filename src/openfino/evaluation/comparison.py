@@ -106,7 +106,7 @@ def scores(record: Record) -> dict[str, float]:
     """Every score of a record by the name of its line: of the label by split, of each factor as it is judged."""
     label = record.get("label") or {}
     found = {
-        f"{label.get('label', 'label')}, {split}: {READERS[method]} {metric}": value
+        f"{label.get('label', 'label')}, {split}: {READERS.get(method, method)} {metric}": value
         for split, result in (label.get("splits") or {}).items()
         for method, metrics in result["scores"].items()
         for metric, value in metrics.items()

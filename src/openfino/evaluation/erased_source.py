@@ -29,7 +29,7 @@ class ErasedSource:
     Attributes:
         source: the features as they are.
         linear: of the blocks of ``linear``.
-        patches: of the blocks of ``patches``.
+        patches: of the blocks of ``patches``; empty where no probe needs them.
     """
 
     source: FeatureSource
@@ -58,13 +58,16 @@ class ErasedSource:
         return ErasedSource(source, self.linear, self.patches)
 
 
-def erase_source(source: FeatureSource, known: Known, positions: Rows) -> ErasedSource:
+def erase_source(
+    source: FeatureSource, known: Known, positions: Rows, *, patches: bool = True
+) -> ErasedSource:
     """Fit the erasure of a factor.
 
     Args:
         source: of n rows.
         known: the factor on these rows.
         positions: to fit on; those without a value are passed over.
+        patches: whether the features have patch tokens, which are to be erased from too.
     """
     fitted = positions[known.valid[positions]]
     target = known.target[fitted]
@@ -74,13 +77,14 @@ def erase_source(source: FeatureSource, known: Known, positions: Rows) -> Erased
         blocks = np.split(features, features.shape[1] // width, axis=1)
         return [shrunk_eraser(block, target) for block in blocks]
 
+    linear = erasers(source.take(fitted, "linear").numpy())
+    if not patches:
+        return ErasedSource(source, linear, [])
     tokens = [
         source.take(fitted[start : start + CHUNK], "patches").mean(dim=1)
         for start in range(0, len(fitted), CHUNK)
     ]
-    return ErasedSource(
-        source, erasers(source.take(fitted, "linear").numpy()), erasers(torch.cat(tokens).numpy())
-    )
+    return ErasedSource(source, linear, erasers(torch.cat(tokens).numpy()))
 
 
 def plain_features(source: FeatureSource, positions: Rows) -> Features:

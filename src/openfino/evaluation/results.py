@@ -3,10 +3,13 @@
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from openfino.errors import OpenfinoError
 from openfino.evaluation.comparison import aligned, erasure_table
+
+if TYPE_CHECKING:
+    from openfino.evaluation.full_results import FullResult
 
 Method = Literal["knn", "linear"]
 METHODS: tuple[Method, ...] = ("knn", "linear")
@@ -129,7 +132,7 @@ class ErasedReport:
 
     dimensions: int
     of: int
-    label: ProbeResult | None
+    label: "ProbeResult | FullResult | None"
     leakage: dict[str, FactorReading]
 
 
@@ -179,7 +182,7 @@ class ProbeReport:
         before = self.before or {}
         parts = [] if self.label is None else [_label_table(self.label, before.get("label") or {})]
         if self.leakage:
-            parts.append(_leakage_table(self.leakage, before.get("leakage") or {}))
+            parts.append(leakage_table(self.leakage, before.get("leakage") or {}))
         if self.erased:
             parts.append(erasure_table(self.to_json()))
         if self.before is not None:
@@ -206,7 +209,8 @@ def _label_table(result: ProbeResult, before: Mapping[str, Any]) -> str:
     return f"{title}\n{aligned(lines)}"
 
 
-def _leakage_table(readings: Mapping[str, FactorReading], before: Mapping[str, Any]) -> str:
+def leakage_table(readings: Mapping[str, FactorReading], before: Mapping[str, Any]) -> str:
+    """The reading of each factor, that of ``before`` in brackets."""
     shown = [
         measure
         for measure in MEASURES

@@ -133,7 +133,7 @@ class Bootstrap:
                 own_estimates[number] = measure(once)[0]
                 self.values[arm].setdefault(name, np.empty((len(arms[arm]), draws)))
         start = 0
-        for weights in _draws(len(kept), None if clusters is None else clusters[kept], draws, seed):
+        for weights in row_draws(len(kept), None if clusters is None else clusters[kept], draws, seed):
             stop = start + weights.shape[1]
             for (arm, number), by_name in prepared.items():
                 for name, measure in by_name.items():
@@ -153,7 +153,7 @@ class Bootstrap:
         The middle 95 % of the draws. Draws of the worst group and of the calibration error lie to one side: their
         interval reaches as far to both sides of the mean as the draws do to the farther one.
         """
-        low, high = _interval(self._over_seeds(self.values[arm][metric], arm))
+        low, high = middle_of(self._over_seeds(self.values[arm][metric], arm))
         if metric not in BIASED:
             return low, high
         middle = self.mean(arm, metric)
@@ -170,7 +170,7 @@ class Bootstrap:
             drawn = self._over_seeds(first - second, "pairs")
         else:
             drawn = self._over_seeds(first, arm) - self._over_seeds(second, than)
-        return Difference(self.mean(arm, metric) - self.mean(than, metric), *_interval(drawn))
+        return Difference(self.mean(arm, metric) - self.mean(than, metric), *middle_of(drawn))
 
     def _over_seeds(self, values: Doubles, arm: str) -> Doubles:
         """Mean over as many seeds as there are, drawn anew for every draw of rows: [S, draws] -> [draws].
@@ -277,8 +277,15 @@ def _valid(predictions: Predictions, targets: Targets, *others: Codes | None) ->
     return kept
 
 
-def _draws(rows: int, clusters: Codes | None, draws: int, seed: int) -> Iterator[Doubles]:
-    """How often each row counts in each draw, [rows, d] at a time."""
+def row_draws(rows: int, clusters: Codes | None, draws: int, seed: int) -> Iterator[Doubles]:
+    """How often each row counts in each draw of a bootstrap, [rows, d] at a time.
+
+    Args:
+        rows: how many there are.
+        clusters: what is drawn together, int64 [rows], -1 for a row on its own; rows by themselves when not given.
+        draws: how many.
+        seed: of the draws.
+    """
     alone = np.arange(rows)
     if clusters is not None:
         alone = np.where(clusters >= 0, clusters, -1 - alone)
@@ -293,8 +300,8 @@ def _draws(rows: int, clusters: Codes | None, draws: int, seed: int) -> Iterator
         yield np.ascontiguousarray(counts.T, dtype=np.float64)[members]
 
 
-def _interval(values: Doubles) -> Interval:
-    """The middle 95 % of the draws in which the metric is defined."""
+def middle_of(values: Doubles) -> Interval:
+    """The middle 95 % of the draws [d] in which a metric is defined."""
     tail = (1 - LEVEL) / 2
     low, high = np.nanquantile(values, [tail, 1 - tail])
     return float(low), float(high)

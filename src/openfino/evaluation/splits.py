@@ -1,7 +1,7 @@
 """Which rows of a table a probe is fitted on, and which it is scored on."""
 
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -75,20 +75,33 @@ def check_probe(
 def _check_splits(table: pl.DataFrame, settings: ProbeSettings) -> list[Problem]:
     if settings.split is None:
         return []
-    present = value_keys(table[settings.split]).drop_nulls().unique().sort().to_list()
-    remedy = f"Values there: {', '.join(present[:20])}" if present else "Fill the column"
-    tested = [("tests", value) for value in settings.tests]
+    tested = [("probe.tests", value) for value in settings.tests]
     if settings.val is not None:
-        tested.append(("val", settings.val))
+        tested.append(("probe.val", settings.val))
+    return split_problems(table[settings.split], ("probe.train", settings.train), tested)
+
+
+def split_problems(
+    column: pl.Series, train: tuple[str, str], scored: Sequence[tuple[str, str]]
+) -> list[Problem]:
+    """Splits that no row has, or that train and are scored.
+
+    Args:
+        column: the split of every row.
+        train: where the split that trains is named, and its name.
+        scored: where each other split is named, and its name.
+    """
+    present = value_keys(column).drop_nulls().unique().sort().to_list()
+    remedy = f"Values there: {', '.join(present[:20])}" if present else "Fill the column"
     problems = [
-        Problem(f"probe.{key}", f"no row has {value!r} in column {settings.split!r}", remedy)
-        for key, value in [("train", settings.train), *tested]
+        Problem(where, f"no row has {value!r} in column {column.name!r}", remedy)
+        for where, value in [train, *scored]
         if value not in present
     ]
     problems += [
-        Problem(f"probe.{key}", f"{value!r} is the split that probes are fitted on", "Name another split")
-        for key, value in tested
-        if value == settings.train
+        Problem(where, f"{value!r} is the split that probes are fitted on", "Name another split")
+        for where, value in scored
+        if value == train[1]
     ]
     return problems
 
@@ -118,9 +131,14 @@ def scored_splits(settings: ProbeSettings) -> list[str]:
 
 def rows_of_split(table: pl.DataFrame, settings: ProbeSettings, split: str) -> Rows:
     """All rows of a split; of the whole table when there is no split column."""
-    if settings.split is None:
+    return split_rows(table, settings.split, split)
+
+
+def split_rows(table: pl.DataFrame, column: str | None, split: str) -> Rows:
+    """The rows where ``column`` says ``split``; all when there is no column."""
+    if column is None:
         return np.arange(len(table), dtype=np.int64)
-    found = (value_keys(table[settings.split]) == split).fill_null(False)
+    found = (value_keys(table[column]) == split).fill_null(False)
     return found.arg_true().to_numpy().astype(np.int64)
 
 

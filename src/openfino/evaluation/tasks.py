@@ -181,7 +181,7 @@ def resolve_task(
     if label not in manifest.table.columns:
         raise InputProblemsError([manifest.absent(label, "label")])
     column = manifest.table[label]
-    kind = kind or _kind_of(column)
+    kind = kind or kind_of(column)
     if kind == "regression":
         return _regression(manifest, column, rows)
     if kind == "multi":
@@ -236,7 +236,8 @@ def label_problems(
     ]
 
 
-def _kind_of(column: pl.Series) -> Kind:
+def kind_of(column: pl.Series) -> Kind:
+    """What a column is taken for (:func:`resolve_task`)."""
     if _is_list(column):
         return "multi"
     if column.dtype == pl.String:

@@ -60,7 +60,7 @@ def read_image(paths: Sequence[Path]) -> np.ndarray:
         ImageReadError: if a file is absent, corrupt, of another number type, out of range or not finite, or
             if the files of one image differ in size.
     """
-    parts = [_guarded(_read_file, path) for path in paths]
+    parts = [guarded(_read_file, path) for path in paths]
     if len(parts) == 1:
         return parts[0]
     for path, part in zip(paths, parts, strict=True):
@@ -81,7 +81,7 @@ def count_channels(paths: Sequence[Path]) -> int:
     Raises:
         ImageReadError: if a file is absent or no image.
     """
-    return sum(_guarded(_count_file, path) for path in paths)
+    return sum(guarded(_count_file, path) for path in paths)
 
 
 def as_unit_float(image: np.ndarray) -> np.ndarray:
@@ -93,7 +93,7 @@ def as_unit_float(image: np.ndarray) -> np.ndarray:
     return scaled
 
 
-def _guarded(function: Callable[[Path], Any], path: Path) -> Any:
+def guarded(function: Callable[[Path], Any], path: Path) -> Any:
     """Call ``function(path)`` and name the file in whatever goes wrong."""
     try:
         return function(Path(path))
