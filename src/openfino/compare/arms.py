@@ -1,5 +1,6 @@
 """The arms: what each is, which of them a recipe allows, and the recipe of each that is self-supervised."""
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
@@ -47,6 +48,14 @@ KINDS: Mapping[str, Kind] = {
     "fino_erased": "post hoc",
 }
 KOLEO, SIGREG = 0.1, 0.05  # the paper's weights where the recipe gives none
+_NOT_ARCHITECTURE = (
+    "architectures",
+    "dtype",
+    "num_channels",
+    "out_features",
+    "out_indices",
+    "transformers_version",
+)
 _BANK = ("bank", "temperature", "momentum")  # of prototypes: without effect with a classifier
 
 
@@ -162,14 +171,7 @@ def random_config(recipe: Recipe) -> dict[str, Any]:
     source = str(recipe.model.source)
     with quiet_transformers():
         config = read_config(str(model_folder(source) or source))
-    known = config.to_diff_dict()
-    left_out = (
-        "transformers_version",
-        "architectures",
-        "dtype",
-        "num_channels",
-        "out_features",
-        "out_indices",
-    )
-    kept = {key: value for key, value in known.items() if key not in left_out and not key.startswith("_")}
+    known = {field.name for field in dataclasses.fields(config) if not field.name.startswith("_")}
+    own = config.to_diff_dict()
+    kept = {key: value for key, value in own.items() if key in known and key not in _NOT_ARCHITECTURE}
     return {"model_type": config.model_type, **kept}

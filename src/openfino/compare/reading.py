@@ -14,11 +14,12 @@ from numpy.typing import NDArray
 from rich.console import Console
 
 from openfino.baselines.predict import predict_baseline
+from openfino.compare.arms import KINDS
 from openfino.compare.setup import Setup
 from openfino.distributed import choose_device
 from openfino.evaluation.cache import CachedFeatures, cached_features
 from openfino.evaluation.erased_source import ErasedSource, erase_source, plain_features
-from openfino.evaluation.grid import Fitted, Grid, fit_grid
+from openfino.evaluation.grid import Fitted, Grid, fit_grid, untrained_head
 from openfino.evaluation.heads import HeadKind
 from openfino.evaluation.leakage import known_values, read_all
 from openfino.evaluation.neighbours import knn_predictions
@@ -29,7 +30,7 @@ from openfino.models.store import LoadedModel
 Rows = NDArray[np.int64]
 Scores = NDArray[np.float32]
 
-HEADLINE = "attentive"
+HEADLINE, UNTRAINED = "attentive", "untrained"
 BATCH = 64
 SHOWN_ARMS = ("frozen", "ssl", "fino")
 
@@ -145,6 +146,13 @@ class Reader:
                 f"{arm}, {name}: lr {found.lr:g}, val {max(found.val_scores):.3f}", highlight=False
             )
         reading.facts["chosen"][arm] = {name: found.choice() for name, found in fitted.items()}
+        if headline and KINDS.get(arm) in ("reference", "post hoc"):
+            head = setup.base.compare.head
+            # Nothing but the head is trained: what it was at first is what the arm is held against.
+            untrained = untrained_head(
+                "attentive", source, setup.task, seed=self.seed, width=head.width, heads=head.heads
+            )
+            fitted[UNTRAINED] = dataclasses.replace(fitted[HEADLINE], head=untrained)
         return fitted
 
     def _grid(self, kind: HeadKind, source: FeatureSource, train: Rows) -> Fitted:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from openfino.compare.arms import ADAPTED, ERASED, KINDS, METHODS, RANDOM, Trained, uses_labels, uses_metadata
-from openfino.compare.reading import HEADLINE
+from openfino.compare.reading import HEADLINE, UNTRAINED
 from openfino.compare.setup import Setup, unseen_labels
 from openfino.compare.working import CLS, SCORES_FILE, reading_of
 from openfino.errors import OpenfinoError
@@ -127,6 +127,7 @@ def result_of(readings: Readings) -> dict[str, Any]:
         "probes": _by_probe(arms, others),
         "differences": _differences(setup, weighed),
         "untrained": _untrained(readings),
+        "random_weights": _random(readings),
         "fractions": _by_share(shares, arms, setup),
         "per_group": {
             arm: {split: groups[split][arm] for split in groups if groups[split]} for arm in setup.arms
@@ -148,8 +149,34 @@ def result_of(readings: Readings) -> dict[str, Any]:
         ),
         "left_out_tests": int((~readings.kept).sum()),
     }
-    result["answer"] = answer_of(result)
+    answer = answer_of(result)
+    result["answer"] = {**answer, "details": [*answer["details"], *_cautions(result)]}
     return plain(result)
+
+
+def _cautions(result: Mapping[str, Any]) -> list[str]:
+    """What a reader would not see in the table: random weights that do as well, arms that learned nothing."""
+    metric, said = result["metric"], []
+    for split, own in result["random_weights"].items():
+        start = result["arms"].get(START, {}).get(split, {}).get(metric)
+        if start is not None and metric in own and own[metric]["mean"] >= start["mean"]:
+            said.append(
+                f"On {split} random weights read by the same head score {own[metric]['mean']:.3f}, no less than the "
+                f"frozen start ({start['mean']:.3f}): what the head sees there owes little to pretraining."
+            )
+    idle = [
+        f"{result['titles'][arm]} ({split})"
+        for arm, splits in result["untrained"].items()
+        for split, before in splits.items()
+        if metric in before and result["arms"][arm][split][metric]["mean"] <= before[metric]
+    ]
+    if idle:
+        said.append(f"No better than before they were trained: {'; '.join(idle)}.")
+    for split, rows in result["unseen_labels"].items():
+        said.append(
+            f"{rows} images of {split} have a label that no training image has, and can only count as wrong."
+        )
+    return said
 
 
 def plain(value: Any) -> Any:
@@ -310,21 +337,18 @@ def _difference(weighed: Bootstrap, arm: str, than: str, metric: str) -> dict[st
 
 
 def _untrained(readings: Readings) -> dict[str, Any]:
-    """What each arm was before it was trained, read by the same head: of a supervised arm, its own untrained head.
+    """What each arm was before it was trained, on the same rows.
 
-    Self-supervised arms began as the frozen start; the start, and what began without pretraining, as random weights.
+    Of a supervised arm and of the frozen start: the network with its untrained head. What adapts the backbone began as
+    the frozen start, or without pretraining as random weights, read by the same head.
     """
     setup = readings.setup
     named: Named = {}
     for arm in setup.arms:
-        before = {START: RANDOM, "fino_scratch": RANDOM, "frozen_erased": RANDOM, "fino_erased": START}.get(
-            arm, START
-        )
-        said = (
-            readings.predictions(arm, "untrained")
-            if arm in METHODS
-            else readings.predictions(before, HEADLINE)
-        )
+        if arm in ADAPTED:
+            said = readings.predictions(RANDOM if arm == "fino_scratch" else START, HEADLINE)
+        else:
+            said = readings.predictions(arm, UNTRAINED)
         if said is not None:
             named[arm] = said
     found: dict[str, Any] = {}
@@ -334,6 +358,16 @@ def _untrained(readings: Readings) -> dict[str, Any]:
             means = {metric: weighed.mean(arm, metric) for metric in weighed.estimates[arm]}  # type: ignore[union-attr]
             found.setdefault(arm, {})[split] = means
     return found
+
+
+def _random(readings: Readings) -> dict[str, Any]:
+    """The starting architecture with random weights, read as the frozen start is: what pretraining adds."""
+    said = readings.predictions(RANDOM, HEADLINE)
+    if said is None:
+        return {}
+    splits = readings.setup.tests
+    weighed = {split: _weigh(readings, split, {RANDOM: said}, [readings.setup.metric]) for split in splits}
+    return {split: _values(own, RANDOM) for split, own in weighed.items()}
 
 
 def _by_group(readings: Readings, split: str) -> dict[str, dict[str, Any]]:

@@ -14,7 +14,7 @@ from rich.console import Console
 from openfino.adapt import starting_backbone
 from openfino.baselines.training import train_baseline
 from openfino.compare.arms import ADAPTED, ERASED, METHODS, RANDOM, Trained, random_config, recipe_of
-from openfino.compare.reading import HEADLINE, Reader, Reading, read_head
+from openfino.compare.reading import HEADLINE, UNTRAINED, Reader, Reading, read_head
 from openfino.compare.setup import Setup
 from openfino.images.preprocess import Preprocessing
 from openfino.jobs.folder import write_bytes
@@ -117,7 +117,7 @@ class ArmJob:
         reading = Reading()
         if trained.fraction == 1:
             reading = self._reader(load_model(out), console).read(trained.arm, headline=False)
-            reading.scores[f"{trained.arm}|untrained"] = read_head(setup, out, untrained=True)
+            reading.scores[f"{trained.arm}|{UNTRAINED}"] = read_head(setup, out, untrained=True)
         reading.scores[f"{trained.arm}|{HEADLINE}"] = read_head(setup, out)
         trials = [
             {
