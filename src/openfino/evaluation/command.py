@@ -216,7 +216,7 @@ def _full(
         ]
     if problems or more or plan is None:
         raise InputProblemsError([*problems, *more])
-    with shown_progress("reading features") as progress:
+    with shown_progress("reading features, fitting heads") as progress:
         reader = Reader(
             loaded,
             table,

@@ -147,7 +147,13 @@ def metric_of(task: Task) -> str:
 
 
 def fit_probes(
-    plan: Plan, manifest: Manifest, source: FeatureSource, *, seed: int, device: torch.device | str
+    plan: Plan,
+    manifest: Manifest,
+    source: FeatureSource,
+    *,
+    seed: int,
+    device: torch.device | str,
+    progress: Progress | None = None,
 ) -> Probes | None:
     """Fit the heads of every probe that has one and choose them; None where no label is asked for.
 
@@ -181,6 +187,7 @@ def fit_probes(
             batch_size=asked.grid.batch_size,
             seed=seed,
             device=device,
+            progress=progress,
         )
     return Probes(plan, manifest, plan.task, plan.targets, source, train, val, heads, seed, device)
 
@@ -223,7 +230,7 @@ class Reader:
         watched = split_rows(table, plan.asked.split, plan.asked.train) if self.factors else plan.train
         with _folder(cache) as folder:
             inside = self._features(folder, plan.train, plan.val, watched)
-            probes = fit_probes(plan, self.manifest, inside, seed=self.seed, device=self.device)
+            probes = self._fit(inside)
             layer = self._fit_masks(inside)
             erased = {name: self._erase(inside, spec) for name, spec in self.erase.items()}
             # Everything is chosen. Only now are the images of the tests opened.
@@ -273,7 +280,17 @@ class Reader:
         known = known_values(self.manifest.table, spec, inside.rows)
         fitted = positions_of(inside, self.plan.train)
         source = erase_source(inside, known, fitted, patches=self.patches)
-        return source, fit_probes(self.plan, self.manifest, source, seed=self.seed, device=self.device)
+        return source, self._fit(source)
+
+    def _fit(self, source: FeatureSource) -> Probes | None:
+        return fit_probes(
+            self.plan,
+            self.manifest,
+            source,
+            seed=self.seed,
+            device=self.device,
+            progress=self.progress,
+        )
 
     def _leakage(
         self, inside: CachedFeatures, rows: Rows, erased: FactorSpec | None = None
@@ -313,7 +330,16 @@ class Reader:
         if self.plan.masks is None:
             return None
         train, val = (positions_of(inside, rows) for rows in (self.plan.train, self.plan.val))
-        return fit_masks(self.plan.masks, self.model, inside, train, val, seed=self.seed, device=self.device)
+        return fit_masks(
+            self.plan.masks,
+            self.model,
+            inside,
+            train,
+            val,
+            seed=self.seed,
+            device=self.device,
+            progress=self.progress,
+        )
 
     def _score_masks(
         self, layer: FittedSegmentation | None, inside: CachedFeatures, outside: CachedFeatures

@@ -149,8 +149,11 @@ def _with_interval(split: FullScores, probe: str, metric: str) -> str:
     value = split.scores[probe].get(metric)
     if value is None:
         return "-"
-    low, high = split.intervals[probe][metric]
-    return f"{value:.3f} ({low:.3f} to {high:.3f})"
+    return _value(value, split.intervals[probe][metric])
+
+
+def _value(value: float, interval: Interval) -> str:
+    return f"{value:.3f} ({interval[0]:.3f} to {interval[1]:.3f})"
 
 
 def _chosen(choice: Mapping[str, Any]) -> str:
@@ -183,9 +186,11 @@ def _segmentation_table(result: SegmentationResult) -> str:
     )
     classes = [str(number) for number in result.classes]
     shown = classes if len(classes) <= 8 else []
-    lines = [["split", "images", "mIoU", *(f"IoU of {number}" for number in shown)]]
+    lines = [
+        ["split", "images", "mIoU of patches", "mIoU of pixels", *(f"IoU of {number}" for number in shown)]
+    ]
     for name, split in result.splits.items():
-        low, high = split.interval
         ious = [f"{split.ious[number]:.3f}" if number in split.ious else "-" for number in shown]
-        lines.append([name, f"{split.images:,}", f"{split.miou:.3f} ({low:.3f} to {high:.3f})", *ious])
+        patches = _value(split.patch_miou, split.intervals["patch_miou"])
+        lines.append([name, f"{split.images:,}", patches, _value(split.miou, split.intervals["miou"]), *ious])
     return "\n".join([title, aligned(lines), f"  linear layer: {_chosen(result.chosen)}"])

@@ -1,5 +1,6 @@
 """Linear segmentation against mask files: from a column of the table to mIoU with intervals."""
 
+import math
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -10,9 +11,9 @@ import torch
 from numpy.typing import NDArray
 
 from openfino.errors import OpenfinoError, Problem
-from openfino.evaluation.features import patch_grid
+from openfino.evaluation.features import Progress, patch_grid
 from openfino.evaluation.metrics import Codes
-from openfino.evaluation.scores import middle_of, row_draws
+from openfino.evaluation.scores import Interval, middle_of, row_draws
 from openfino.evaluation.segmentation import (
     FittedSegmentation,
     fit_segmentation,
@@ -61,14 +62,17 @@ class SegmentationScores:
 
     Attributes:
         images: with a mask and features.
-        miou: mean over the classes that occur of intersection over union, over all their pixels.
-        interval: 95 % of it, over images.
-        ious: of each class, by its number in the masks; classes that do not occur are absent.
+        miou: mean over the classes that occur of intersection over union, over all pixels.
+        patch_miou: the same over all patches, by which the layer was chosen: what the size of a patch hides does not
+            count.
+        intervals: 95 %, over images, of ``miou`` and ``patch_miou``.
+        ious: of each class over all pixels, by its number in the masks; classes that do not occur are absent.
     """
 
     images: int
     miou: float
-    interval: tuple[float, float]
+    patch_miou: float
+    intervals: dict[str, Interval]
     ious: dict[str, float]
 
 
@@ -154,21 +158,21 @@ def fit_masks(
     *,
     seed: int,
     device: torch.device | str,
+    progress: Progress | None = None,
 ) -> FittedSegmentation:
     """Fit a linear layer on patch tokens and choose it, for positions of ``source``; those without a mask are left out.
 
     Raises:
         OpenfinoError: if none of ``train`` or ``val`` has a known patch.
     """
-    rows, columns = patch_grid(model)
-    classes = np.full((len(source.rows), rows * columns), -1, dtype=np.int64)
+    classes = np.full((len(source.rows), math.prod(patch_grid(model))), -1, dtype=np.int64)
     given = masked_rows(masks.manifest, masks.column)
     for position in np.concatenate([train, val]).tolist():
         row = int(source.rows[position])
         if given[row]:
-            pixels = masks.classes(row, _pixels(model))
-            classes[position] = patch_classes(pixels, model.backbone.patch_size, len(masks.values)).ravel()
-    return fit_segmentation(source, classes, train, val, len(masks.values), seed=seed, device=device)
+            classes[position] = _of_patches(masks, model, masks.classes(row, _size(model)))
+    count = len(masks.values)
+    return fit_segmentation(source, classes, train, val, count, seed=seed, device=device, progress=progress)
 
 
 def score_masks(
@@ -181,7 +185,7 @@ def score_masks(
     *,
     seed: int,
 ) -> SegmentationScores:
-    """mIoU over the pixels of images at the model's evaluation size; logits of patches are interpolated.
+    """mIoU over patches, and over pixels at the model's evaluation size, to which logits are interpolated bilinearly.
 
     Args:
         masks: of the table.
@@ -195,35 +199,51 @@ def score_masks(
     Raises:
         OpenfinoError: if there is no pixel whose class is known.
     """
-    count, grid, size = len(masks.values), patch_grid(model), _pixels(model)
-    pixels = np.zeros((3, len(positions), count))  # right, in the truth, in the prediction
+    count, grid, size = len(masks.values), patch_grid(model), _size(model)
+    areas = {name: np.zeros((3, len(positions), count)) for name in ("miou", "patch_miou")}
     done = 0
     for batch in fitted.logits(positions, source):
         for logits in batch:
-            truth = masks.classes(int(source.rows[positions[done]]), size)
-            said = pixel_classes(logits[None], grid, size)[0]
-            known = truth >= 0
-            for number, some in enumerate((truth[known & (truth == said)], truth[known], said[known])):
-                pixels[number, done] = np.bincount(some, minlength=count)
+            pixels = masks.classes(int(source.rows[positions[done]]), size)
+            areas["miou"][:, done] = _areas(pixels, pixel_classes(logits[None], grid, size)[0], count)
+            said = logits.argmax(dim=1).numpy()
+            areas["patch_miou"][:, done] = _areas(_of_patches(masks, model, pixels), said, count)
             done += 1
-    if not pixels.any():
+    if not areas["miou"].any():
         raise OpenfinoError(
             f"segmentation: no usable image with a known pixel among {len(positions)} masks to score"
         )
-    ious = _ious(pixels, np.ones((len(positions), 1)))[:, 0]
     own = None if clusters is None else clusters[source.rows[positions]]
-    draws = [_mean(_ious(pixels, weights)) for weights in row_draws(len(positions), own, DRAWS, seed)]
+    once = np.ones((len(positions), 1))
+    draws: dict[str, list[NDArray[np.float64]]] = {name: [] for name in areas}
+    for weights in row_draws(len(positions), own, DRAWS, seed):
+        for name, every in areas.items():
+            draws[name].append(_mean(_ious(every, weights)))
+    ious = _ious(areas["miou"], once)[:, 0]
     return SegmentationScores(
         len(positions),
-        float(np.nanmean(ious)),
-        middle_of(np.concatenate(draws)),
+        float(_mean(_ious(areas["miou"], once))[0]),
+        float(_mean(_ious(areas["patch_miou"], once))[0]),
+        {name: middle_of(np.concatenate(drawn)) for name, drawn in draws.items()},
         {str(value): float(iou) for value, iou in zip(masks.values, ious, strict=True) if not np.isnan(iou)},
     )
 
 
-def _ious(pixels: NDArray[np.float64], weights: NDArray[np.float64]) -> NDArray[np.float64]:
+def _areas(truth: Codes, said: Codes, count: int) -> NDArray[np.float64]:
+    """How much of each class is told right, is in the truth, and is in the prediction, [3, C]; where it is known."""
+    known = truth >= 0
+    parts = truth[known & (truth == said)], truth[known], said[known]
+    return np.stack([np.bincount(part, minlength=count) for part in parts]).astype(np.float64)
+
+
+def _of_patches(masks: Masks, model: LoadedModel, pixels: Codes) -> Codes:
+    """The class of every patch, row by row, int64 [P]."""
+    return patch_classes(pixels, model.backbone.patch_size, len(masks.values)).ravel()
+
+
+def _ious(areas: NDArray[np.float64], weights: NDArray[np.float64]) -> NDArray[np.float64]:
     """Intersection over union of each class in each draw [C, d]; NaN where the truth does not have it."""
-    right, truth, said = (each.T @ weights for each in pixels)
+    right, truth, said = (each.T @ weights for each in areas)
     return np.where(truth > 0, right / np.maximum(truth + said - right, 1), np.nan)
 
 
@@ -234,7 +254,7 @@ def _mean(ious: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.where(count > 0, np.where(occurs, ious, 0).sum(axis=0) / np.maximum(count, 1), np.nan)
 
 
-def _pixels(model: LoadedModel) -> tuple[int, int]:
+def _size(model: LoadedModel) -> tuple[int, int]:
     """Height and width that whole patches cover at the model's evaluation size."""
     rows, columns = patch_grid(model)
     return rows * model.backbone.patch_size, columns * model.backbone.patch_size
