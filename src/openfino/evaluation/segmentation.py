@@ -31,7 +31,7 @@ from openfino.evaluation.metrics import Codes
 from openfino.evaluation.sources import FeatureSource, Rows
 from openfino.keyed import Purpose, keyed_seed
 
-GRID = Grid(lrs=(1e-4, 3e-4, 1e-3), weight_decays=(1e-4, 1e-3))
+GRID = Grid(lrs=(3e-4, 1e-3, 3e-3, 1e-2, 3e-2), weight_decays=(1e-3,))
 EPOCHS = 20.0
 BATCH_SIZE = 16
 STANDARDISED_IMAGES = 1024
