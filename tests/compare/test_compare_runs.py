@@ -71,7 +71,8 @@ def test_every_arm_is_in_the_table(whole):
         assert result["untrained"][arm]["test"]["macro_f1"] >= 0
         assert result["cost"][arm]["seconds"] >= 0
         assert "site" in result["leakage"][arm]
-        assert set(result["probes"][arm]) == {"attentive", "linear", "knn3"}
+        heads = {"own_head", "refitted"} if arm in METHODS else set()
+        assert set(result["probes"][arm]) == {"attentive", "linear", "knn3", *heads}
     assert set(result["fractions"]) == {"frozen", "finetune"}
     assert all(set(shares) == {"0.5", "1"} for shares in result["fractions"].values())
     assert set(result["curves"]) == {*ADAPTED, *METHODS}
@@ -108,6 +109,18 @@ def test_the_numbers_are_those_of_the_predictions(whole, data):
         if (each["arm"], each["than"], each["metric"]) == ("fino", "frozen", "accuracy")
     )
     assert entry["difference"] == pytest.approx(first - other)
+
+
+def test_validation_chooses_the_head_of_a_supervised_arm(whole):
+    for arm in METHODS:
+        record = json.loads((whole.out / "arms" / f"{arm}-seed0" / "reading.json").read_text())
+        chosen = record["chosen"][arm]
+        heads = {name: chosen[name]["val"] for name in ("own_head", "refitted")}
+        assert chosen["attentive"]["val"] == max(heads.values())
+        head = chosen["attentive"]["head"]
+        assert heads[head] == max(heads.values())
+        own = whole.result["probes"][arm]
+        assert own["attentive"]["test"]["macro_f1"]["mean"] == own[head]["test"]["macro_f1"]["mean"]
 
 
 def test_what_it_leaves(whole, capsys):

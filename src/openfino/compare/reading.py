@@ -31,6 +31,7 @@ Rows = NDArray[np.int64]
 Scores = NDArray[np.float32]
 
 HEADLINE, UNTRAINED = "attentive", "untrained"
+OWN_HEAD, REFITTED = "own_head", "refitted"  # of a supervised arm
 BATCH = 64
 SHOWN_ARMS = ("frozen", "ssl", "fino")
 
@@ -62,6 +63,7 @@ class Reader:
         seed: of heads and order.
         cache: folder of the features.
         console: for progress.
+        fraction: share of the labelled training rows that heads may know.
     """
 
     setup: Setup
@@ -69,33 +71,30 @@ class Reader:
     seed: int
     cache: Path
     console: Console
+    fraction: float = 1.0
 
-    def read(
-        self, arm: str, *, erased: str | None = None, headline: bool = True, whole: bool = True
-    ) -> Reading:
+    def read(self, arm: str, *, erased: str | None = None, whole: bool = True) -> Reading:
         """Fit on train, choose on val, then read the tests.
 
         Args:
             arm: whose features these are.
             erased: the arm that erases from them, if it is asked for.
-            headline: whether the attentive probe is fitted (a supervised arm has its own head).
             whole: whether the other probes, the fractions of the labels and the leakage are read too.
         """
         reading = Reading()
-        fitted_rows = np.concatenate([self.setup.rows["train"], self.setup.rows["val"]])
-        source = self._features(fitted_rows, patches=headline)
+        source = self._features(np.concatenate([self._labelled(), self.setup.rows["val"]]))
         reading.facts["unreadable"] = source.unreadable
-        heads = self._fit(arm, source, reading, headline=headline, whole=whole)
+        heads = self._fit(arm, source, reading, whole=whole)
         without: dict[str, Fitted] = {}
         eraser: ErasedSource | None = None
         if erased is not None and self.setup.erased is not None:
             known = known_values(
                 self.setup.manifest.table, self.setup.factors[self._erased_factor()], source.rows
             )
-            eraser = erase_source(source, known, self._positions(source, "train"))
-            without = self._fit(erased, eraser, reading, headline=True, whole=True)
+            eraser = erase_source(source, known, self._positions(source, self._labelled()))
+            without = self._fit(erased, eraser, reading, whole=True)
         # Everything is chosen. Only now are the images of the tests opened.
-        tests = self._features(self.setup.tested, patches=headline)
+        tests = self._features(self.setup.tested)
         reading.facts["unreadable"] = [*source.unreadable, *tests.unreadable]
         self._predict(arm, heads, source, tests, reading, whole=whole)
         if eraser is not None and erased is not None:
@@ -107,14 +106,18 @@ class Reader:
         name = self.setup.erased
         return next(key for key, spec in self.setup.factors.items() if name in (key, *spec.columns))
 
-    def _features(self, rows: Rows, *, patches: bool) -> CachedFeatures:
+    def _labelled(self) -> Rows:
+        """Training rows whose label the heads may know."""
+        return self.setup.labelled(self.fraction, self.seed)
+
+    def _features(self, rows: Rows) -> CachedFeatures:
         settings = self.setup.base.compare
         return cached_features(
             self.model,
             self.setup.manifest,
             rows,
             folder=self.cache,
-            patches=patches,
+            patches=True,
             layers=settings.layers,
             windows=settings.windows,
             batch_size=BATCH,
@@ -122,21 +125,18 @@ class Reader:
             workers=self.setup.base.train.workers,
         )
 
-    def _positions(self, source: FeatureSource, part: str) -> Rows:
-        return np.flatnonzero(np.isin(source.rows, self.setup.rows[part])).astype(np.int64)
+    @staticmethod
+    def _positions(source: FeatureSource, rows: Rows) -> Rows:
+        return np.flatnonzero(np.isin(source.rows, rows)).astype(np.int64)
 
-    def _fit(
-        self, arm: str, source: FeatureSource, reading: Reading, *, headline: bool, whole: bool
-    ) -> dict[str, Fitted]:
+    def _fit(self, arm: str, source: FeatureSource, reading: Reading, *, whole: bool) -> dict[str, Fitted]:
         """The probes of an arm by name, and what can be told from train and val alone."""
-        setup, train = self.setup, self._positions(source, "train")
-        fitted: dict[str, Fitted] = {}
-        if headline:
-            fitted[HEADLINE] = self._grid("attentive", source, train)
+        setup, train = self.setup, self._positions(source, self._labelled())
+        fitted: dict[str, Fitted] = {HEADLINE: self._grid("attentive", source, train)}
         if whole:
             fitted["linear"] = self._grid("linear", source, train)
             reading.facts["leakage"][arm] = self._leakage(arm, source, train)
-        if headline and whole and setup.reads_fractions(arm):
+        if whole and KINDS.get(arm) != "supervised" and setup.reads_fractions(arm):
             for share in setup.fractions:
                 labelled = setup.labelled(share, self.seed)
                 own = train[np.isin(source.rows[train], labelled)]
@@ -146,7 +146,7 @@ class Reader:
                 f"{arm}, {name}: lr {found.lr:g}, val {max(found.val_scores):.3f}", highlight=False
             )
         reading.facts["chosen"][arm] = {name: found.choice() for name, found in fitted.items()}
-        if headline and KINDS.get(arm) in ("reference", "post hoc"):
+        if KINDS.get(arm) in ("reference", "post hoc"):
             head = setup.base.compare.head
             # Nothing but the head is trained: what it was at first is what the arm is held against.
             untrained = untrained_head(
@@ -163,7 +163,7 @@ class Reader:
             source,
             setup.targets.at(source.rows),
             train,
-            self._positions(source, "val"),
+            self._positions(source, setup.rows["val"]),
             setup.task,
             Grid(
                 tuple(settings.grid.lrs if kind == "attentive" else settings.grid.linear_lrs),
@@ -215,7 +215,7 @@ class Reader:
             reading.scores[f"{arm}|{name}"] = self._in_place(tests.rows, scores)
         if not whole:
             return
-        train = self._positions(source, "train")
+        train = self._positions(source, self._labelled())
         queries, known = tests.cls(), self.setup.targets.at(source.rows[train])
         ks = self.setup.base.compare.neighbours
         for k, said in knn_predictions(self.setup.task, source.cls()[train], known, queries, ks).items():

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from openfino.compare.arms import ADAPTED, ERASED, KINDS, METHODS, RANDOM, Trained, uses_labels, uses_metadata
-from openfino.compare.reading import HEADLINE, UNTRAINED
+from openfino.compare.reading import HEADLINE, OWN_HEAD, REFITTED, UNTRAINED
 from openfino.compare.setup import Setup, unseen_labels
 from openfino.compare.working import CLS, SCORES_FILE, reading_of
 from openfino.errors import OpenfinoError
@@ -165,13 +165,16 @@ def _cautions(result: Mapping[str, Any]) -> list[str]:
                 f"frozen start ({start['mean']:.3f}): what the head sees there owes little to pretraining."
             )
     idle = [
-        f"{result['titles'][arm]} ({split})"
+        (arm, split)
         for arm, splits in result["untrained"].items()
         for split, before in splits.items()
         if metric in before and result["arms"][arm][split][metric]["mean"] <= before[metric]
     ]
     if idle:
-        said.append(f"No better than before they were trained: {'; '.join(idle)}.")
+        shown = "; ".join(
+            f"{result['titles'][arm]} ({split}{_elsewhere(result, arm, split)})" for arm, split in idle
+        )
+        said.append(f"No better than before they were trained: {shown}.")
     for split, rows in result["unseen_labels"].items():
         said.append(
             f"{rows} images of {split} have a label that no training image has, and can only count as wrong."
@@ -192,6 +195,21 @@ def plain(value: Any) -> Any:
     return str(value) if isinstance(value, Path) else value
 
 
+def _elsewhere(result: Mapping[str, Any], arm: str, split: str) -> str:
+    """The other probes by which an adapted arm beats its start."""
+    metric, probes = result["metric"], result["probes"]
+    if arm not in ADAPTED or arm == "fino_scratch" or START not in probes:
+        return ""
+    better = [
+        name
+        for name, own in probes[arm].items()
+        if name != HEADLINE
+        and own[split][metric]["mean"]
+        > probes[START].get(name, {}).get(split, {}).get(metric, {}).get("mean", np.inf)
+    ]
+    return f", but better by {', '.join(better)}" if better else ""
+
+
 Named = dict[str, list[Predictions]]
 
 
@@ -202,7 +220,7 @@ def _headlines(readings: Readings) -> Named:
 
 def _probes(readings: Readings) -> Named:
     setup = readings.setup
-    names = ["linear", *(f"knn{k}" for k in setup.base.compare.neighbours)]
+    names = ["linear", *(f"knn{k}" for k in setup.base.compare.neighbours), OWN_HEAD, REFITTED]
     found = {f"{arm}|{name}": readings.predictions(arm, name) for arm in setup.arms for name in names}
     return {key: said for key, said in found.items() if said is not None}
 

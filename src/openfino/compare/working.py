@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from rich.console import Console
 
 from openfino.adapt import starting_backbone
 from openfino.baselines.training import train_baseline
 from openfino.compare.arms import ADAPTED, ERASED, METHODS, RANDOM, Trained, random_config, recipe_of
-from openfino.compare.reading import HEADLINE, UNTRAINED, Reader, Reading, read_head
+from openfino.compare.reading import HEADLINE, OWN_HEAD, REFITTED, UNTRAINED, Reader, Reading, read_head
 from openfino.compare.setup import Setup
 from openfino.images.preprocess import Preprocessing
 from openfino.jobs.folder import write_bytes
@@ -114,21 +115,10 @@ class ArmJob:
         console.print(
             f"chosen: {summary['chosen']}, val {summary['score']:.3f}", highlight=False, markup=False
         )
-        reading = Reading()
+        reading = self._reader(load_model(out), console).read(trained.arm, whole=trained.fraction == 1)
         if trained.fraction == 1:
-            reading = self._reader(load_model(out), console).read(trained.arm, headline=False)
             reading.scores[f"{trained.arm}|{UNTRAINED}"] = read_head(setup, out, untrained=True)
-        reading.scores[f"{trained.arm}|{HEADLINE}"] = read_head(setup, out)
-        trials = [
-            {
-                "lr": trial["lr"],
-                "strength": trial["strength"],
-                "val": None if trial["failed"] else trial["score"],
-            }
-            for trial in summary["trials"]
-        ]
-        chosen = {**summary["chosen"], "val": summary["score"], "points": trials}
-        reading.facts["chosen"].setdefault(trained.arm, {})[HEADLINE] = chosen
+        self._choose_head(reading, summary, read_head(setup, out))
         lines = [json.loads(line) for line in (out / "log.jsonl").read_text("utf-8").splitlines()]
         best = summary["chosen"]["trial"]
         points = [(line["step"], line["loss"]) for line in lines if line["trial"] == best and "loss" in line]
@@ -140,6 +130,34 @@ class ArmJob:
             "spent": spent,
         }
         return reading, facts
+
+    def _choose_head(self, reading: Reading, summary: dict[str, Any], said: NDArray[np.float32]) -> None:
+        """Of a supervised arm the head that trained with it, or the probe that all arms get: what validation prefers.
+
+        A few hundred steps may suit a backbone and leave its head unfinished. An arm shall not lose for that alone.
+        """
+        arm = self.trained.arm
+        probe = reading.facts["chosen"].setdefault(arm, {})[HEADLINE]
+        own = {
+            **summary["chosen"],
+            "val": summary["score"],
+            "points": [
+                {key: trial.get(key) for key in ("lr", "strength", "score", "failed")}
+                for trial in summary["trials"]
+            ],
+        }
+        reading.scores[f"{arm}|{REFITTED}"] = reading.scores[f"{arm}|{HEADLINE}"]
+        reading.scores[f"{arm}|{OWN_HEAD}"] = said
+        trained = summary["score"] >= probe["val"]
+        if trained:
+            reading.scores[f"{arm}|{HEADLINE}"] = said
+        reading.facts["chosen"][arm] |= {
+            REFITTED: probe,
+            OWN_HEAD: own,
+            HEADLINE: {"head": OWN_HEAD, **own}
+            if trained
+            else {**own, "head": REFITTED, "val": probe["val"]},
+        }
 
     def _adapted(self, console: Console) -> tuple[Reading, dict[str, Any]]:
         recipe, started = self._recipe(), time.perf_counter()
@@ -177,7 +195,8 @@ class ArmJob:
         return build_recipe(merge(recipe.model_dump(mode="json"), changes))
 
     def _reader(self, model: LoadedModel, console: Console) -> Reader:
-        return Reader(self.setup, model, self.trained.seed, self.place / CACHE_FOLDER, console)
+        cache = self.place / CACHE_FOLDER
+        return Reader(self.setup, model, self.trained.seed, cache, console, self.trained.fraction)
 
     def _keep(self, reading: Reading, facts: dict[str, Any]) -> None:
         """Write the scores, and then the record that says that they are whole."""
