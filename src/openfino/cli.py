@@ -8,27 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from openfino.cli_options import (
-    BatchSize,
-    Cluster,
-    ClusterBy,
-    Device,
-    Erase,
-    Json,
-    Kind,
-    Kinds,
-    Label,
-    Leakage,
-    Masks,
-    Missing,
-    Model,
-    Overwrite,
-    PathColumns,
-    Probes,
-    Tests,
-    Val,
-    Windows,
-)
+from openfino import cli_options as options
 from openfino.errors import InputProblemsError, OpenfinoError
 
 app = typer.Typer(
@@ -42,9 +22,9 @@ app = typer.Typer(
 @app.command()
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for data, runs, report and results.json.")] = Path("demo"),
-    overwrite: Overwrite = False,
+    overwrite: options.Overwrite = False,
     seed: Annotated[int, typer.Option(help="Seed of the training arms.")] = 0,
-    as_json: Json = False,
+    as_json: options.Json = False,
 ) -> None:
     """See the whole thing work on a drawn data set, in minutes on two CPU cores."""
     from rich.console import Console
@@ -65,8 +45,8 @@ def sample(
     masks: Annotated[
         bool, typer.Option("--masks", help="Also write what every pixel shows: column mask.")
     ] = False,
-    overwrite: Overwrite = False,
-    as_json: Json = False,
+    overwrite: options.Overwrite = False,
+    as_json: options.Json = False,
 ) -> None:
     """Draw the sample data set: four-channel fluorescence images with batch effects, and their table."""
     from openfino.sampledata import draw_sample
@@ -83,9 +63,9 @@ def check(
     recipe: Annotated[Path, typer.Argument(help="A recipe (.yaml), or a manifest.")],
     overrides: Annotated[list[str] | None, typer.Argument(help="key=value, laid over the recipe.")] = None,
     decode: Annotated[bool, typer.Option("--decode", help="Read every image to the end (slow).")] = False,
-    path_column: PathColumns = None,
-    missing: Missing = None,
-    as_json: Json = False,
+    path_column: options.PathColumns = None,
+    missing: options.Missing = None,
+    as_json: options.Json = False,
 ) -> None:
     """List every problem of a table, its files and its factors at once. Exit code 1 if there are any."""
     from openfino.check import check_source
@@ -122,16 +102,10 @@ def audit(
         str | None, typer.Option(help="Column that names the splits. Default: found by name.")
     ] = None,
     train: Annotated[str | None, typer.Option(help="The split that trains. Default: found by name.")] = None,
-    kind: Kinds = None,
-    given: Annotated[
-        list[str] | None, typer.Option(metavar="Y|X,Z", help="Show U(Y|X,Z) of these three; may be repeated.")
-    ] = None,
-    keep: Annotated[
-        list[str] | None, typer.Option(help="Column that says what the image shows; may be repeated.")
-    ] = None,
-    forget: Annotated[
-        list[str] | None, typer.Option(help="Column that says how it was taken; may be repeated.")
-    ] = None,
+    kind: options.Kinds = None,
+    given: options.Given = None,
+    keep: options.Keep = None,
+    forget: options.Forget = None,
     group: Annotated[
         list[str] | None,
         typer.Option(help="Column whose values belong on one side of a split; may be repeated."),
@@ -140,10 +114,10 @@ def audit(
         Path | None, typer.Option(metavar="RECIPE", help="Write a recipe with the advised roles.")
     ] = None,
     html: Annotated[Path | None, typer.Option(metavar="PAGE", help="Write everything as one page.")] = None,
-    path_column: PathColumns = None,
-    missing: Missing = None,
-    overwrite: Overwrite = False,
-    as_json: Json = False,
+    path_column: options.PathColumns = None,
+    missing: options.Missing = None,
+    overwrite: options.Overwrite = False,
+    as_json: options.Json = False,
 ) -> None:
     """Which columns are entangled, and which role is safe for each? Reads the table, no image."""
     from rich.console import Console
@@ -187,7 +161,7 @@ def adapt(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Delete the run in the folder and start anew.")
     ] = False,
-    as_json: Json = False,
+    as_json: options.Json = False,
 ) -> None:
     """Adapt a backbone to the images of a manifest. Also starts under torchrun."""
     from rich.console import Console
@@ -234,8 +208,8 @@ def compass(
     val_out: Annotated[
         str | None, typer.Option(metavar="SPLIT", help="Split to choose on, out of distribution.")
     ] = None,
-    overwrite: Overwrite = False,
-    as_json: Json = False,
+    overwrite: options.Overwrite = False,
+    as_json: options.Json = False,
 ) -> None:
     """Which role helps? Trains every factor alone as informative and as spurious, against no guidance.
 
@@ -290,8 +264,8 @@ def compare(
     small: Annotated[
         bool, typer.Option("--small", help="Minutes for the whole table, whose numbers then say nothing.")
     ] = False,
-    overwrite: Overwrite = False,
-    as_json: Json = False,
+    overwrite: options.Overwrite = False,
+    as_json: options.Json = False,
 ) -> None:
     """Did it help? Frozen, SSL, FINO, supervised, DANN, CORAL, Group-DRO and more in one table, several seeds.
 
@@ -324,35 +298,37 @@ def compare(
 
 @app.command()
 def probe(
-    model: Model,
+    model: options.Model,
     manifest: Annotated[Path, typer.Option(help="The table.")],
-    label: Label = None,
-    kind: Kind = None,
+    label: options.Label = None,
+    kind: options.Kind = None,
     split: Annotated[str, typer.Option(help="Column that names the split of each row.")] = "split",
     train: Annotated[str, typer.Option(help="Split on which probes are fitted.")] = "train",
-    val: Val = None,
-    test: Tests = None,
+    val: options.Val = None,
+    test: options.Tests = None,
     group: Annotated[str | None, typer.Option(help="Column for worst-group accuracy.")] = None,
-    cluster: Cluster = None,
-    probes: Probes = None,
+    cluster: options.Cluster = None,
+    probes: options.Probes = None,
     k: Annotated[str, typer.Option(metavar="K,K", help="Neighbours of kNN: 20, or 10,20.")] = "20",
-    cluster_by: ClusterBy = None,
-    masks: Masks = None,
-    leakage: Leakage = None,
-    erase: Erase = None,
-    windows: Windows = None,
+    cluster_by: options.ClusterBy = None,
+    masks: options.Masks = None,
+    leakage: options.Leakage = None,
+    erase: options.Erase = None,
+    steps: options.Steps = None,
+    windows: options.Windows = None,
     cache: Annotated[Path | None, typer.Option(help="Folder that keeps features for the next call.")] = None,
-    path_column: PathColumns = None,
-    missing: Missing = None,
-    batch_size: BatchSize = 64,
-    device: Device = "auto",
-    as_json: Json = False,
+    path_column: options.PathColumns = None,
+    missing: options.Missing = None,
+    batch_size: options.BatchSize = 64,
+    device: options.Device = "auto",
+    as_json: options.Json = False,
 ) -> None:
     """Measure frozen features: kNN and linear probes, in and out of distribution, and what leaks.
 
     With --probes, or another kind of label: every metric with 95 % intervals, by heads chosen on validation rows.
     """
     from openfino.evaluation.command import parse_numbers, probe_command
+    from openfino.recipe import ProbeGridSettings
 
     report = probe_command(
         model,
@@ -373,6 +349,7 @@ def probe(
         cache=cache,
         leakage=leakage or [],
         erase=erase or [],
+        grid=None if steps is None else ProbeGridSettings(steps=steps),
         batch_size=batch_size,
         device=device,
         path_columns=path_column or [],
@@ -383,16 +360,16 @@ def probe(
 
 @app.command()
 def embed(
-    model: Model,
+    model: options.Model,
     manifest: Annotated[Path, typer.Argument(help="The table, or a folder of images.")],
     out: Annotated[Path, typer.Option(help="The Parquet file to write.")],
     patches: Annotated[bool, typer.Option("--patches", help="Write patch tokens too.")] = False,
-    path_column: PathColumns = None,
-    missing: Missing = None,
-    batch_size: BatchSize = 64,
-    device: Device = "auto",
-    overwrite: Overwrite = False,
-    as_json: Json = False,
+    path_column: options.PathColumns = None,
+    missing: options.Missing = None,
+    batch_size: options.BatchSize = 64,
+    device: options.Device = "auto",
+    overwrite: options.Overwrite = False,
+    as_json: options.Json = False,
 ) -> None:
     """Write features as Parquet: every column of the manifest, CLS and mean of the patches."""
     from openfino.evaluation.command import embed_command
@@ -413,7 +390,7 @@ def embed(
 
 @app.command()
 def viz(
-    model: Model,
+    model: options.Model,
     images: Annotated[list[Path], typer.Argument(help="Image files, or one folder of images, or one table.")],
     out: Annotated[Path, typer.Option(help="The folder to write: sheet.png, panels/ and viz.json.")],
     size: Annotated[
@@ -434,11 +411,11 @@ def viz(
             min=1, help="Images to draw, evenly spaced. Default: 16 of a folder or table, every named file."
         ),
     ] = None,
-    path_column: PathColumns = None,
-    batch_size: BatchSize = 8,
-    device: Device = "auto",
-    overwrite: Overwrite = False,
-    as_json: Json = False,
+    path_column: options.PathColumns = None,
+    batch_size: options.BatchSize = 8,
+    device: options.Device = "auto",
+    overwrite: options.Overwrite = False,
+    as_json: options.Json = False,
 ) -> None:
     """Draw what the patches show: PCA as colours, cosine to one patch and to CLS; RankMe and numbers beside it."""
     from openfino.diagnostics.command import viz_command
@@ -460,11 +437,11 @@ def viz(
 
 @app.command()
 def export(
-    source: Model,
+    source: options.Model,
     out: Annotated[Path, typer.Option(help="The folder to write.")],
     to: Annotated[str, typer.Option(help="hf, timm, onnx or torch.")] = "hf",
-    overwrite: Overwrite = False,
-    as_json: Json = False,
+    overwrite: options.Overwrite = False,
+    as_json: options.Json = False,
 ) -> None:
     """Write the adapted backbone for other tools, with a model card, open it again and compare the features."""
     from openfino.export import export as run_export

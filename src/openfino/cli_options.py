@@ -24,6 +24,15 @@ Kinds = Annotated[
     typer.Option(metavar="COLUMN=KIND", help="dose=continuous, angle=cyclic:360; may be repeated."),
 ]
 
+# Of the audit.
+Given = Annotated[
+    list[str] | None, typer.Option(metavar="Y|X,Z", help="Show U(Y|X,Z) of these three; may be repeated.")
+]
+Keep = Annotated[
+    list[str] | None, typer.Option(help="Column that says what the image shows; may be repeated.")
+]
+Forget = Annotated[list[str] | None, typer.Option(help="Column that says how it was taken; may be repeated.")]
+
 # Of probes.
 Model = Annotated[str, typer.Argument(help="tiny, a run, a model folder, a hub name or a weights file.")]
 Label = Annotated[
@@ -56,6 +65,9 @@ Leakage = Annotated[
 Erase = Annotated[
     list[str] | None,
     typer.Option(help="Factors or columns to erase by LEACE, one at a time, and measure without: a,b."),
+]
+Steps = Annotated[
+    int | None, typer.Option(min=1, help="Of every head; the grid trains together. Default: 2,000.")
 ]
 Windows = Annotated[
     int | None, typer.Option(min=1, help="Read larger images as up to this many overlapping windows a side.")

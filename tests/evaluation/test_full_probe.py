@@ -241,7 +241,15 @@ def test_clusters_of_averaged_features_are_held_against_the_label(run, data, cac
 
 def test_masks_give_segmentation_with_or_without_a_label(run, data, cache):
     gaps = changed(data, "gaps", mask=pl.when(pl.col("alone") % 12 == 5).then(None).otherwise("mask"))
-    options = {"masks": "mask", "cache": cache, "cluster": "well", "val": "val", "device": "cpu"}
+    grid = ProbeGridSettings(steps=150)
+    options = {
+        "masks": "mask",
+        "cache": cache,
+        "cluster": "well",
+        "val": "val",
+        "device": "cpu",
+        "grid": grid,
+    }
     alone = probe_command(run, gaps, **options)
     assert alone.label is None
     found = alone.segmentation
@@ -360,11 +368,24 @@ def test_all_problems_are_told_at_once(run, data):
 
 def test_the_command_line_says_it_all(run, data, cache):
     options = ["--manifest", str(data), "--label", "label", "--device", "cpu", "--cache", str(cache)]
-    told = ["--val", "val", "--probes", "knn", "--k", "3,5", "--cluster", "well", "--group", "site", "--json"]
+    told = [
+        "--val",
+        "val",
+        "--probes",
+        "knn,linear",
+        "--k",
+        "3,5",
+        "--steps",
+        "7",
+        "--cluster",
+        "well",
+        "--json",
+    ]
     result = CliRunner().invoke(app, ["probe", run, *options, *told])
     assert result.exit_code == 0, result.output
     record = json.loads(result.stdout)
-    assert list(record["label"]["splits"]["test"]["scores"]) == ["knn3", "knn5"]
+    assert list(record["label"]["splits"]["test"]["scores"]) == ["knn3", "knn5", "linear"]
+    assert record["label"]["chosen"]["linear"]["steps"] == 7
     assert record["label"]["cluster"] == "well"
     result = CliRunner().invoke(app, ["probe", run, *options, "--k", "many"])
     assert isinstance(result.exception, InputProblemsError)

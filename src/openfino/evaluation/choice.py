@@ -11,12 +11,14 @@ class Choice:
         lr: peak learning rate of the best point. weight_decay: its weight decay.
         points: (learning rate, weight decay) of every point of the grid.
         val_scores: of every point; NaN where training diverged.
+        steps: optimizer steps of every point.
     """
 
     lr: float
     weight_decay: float
     points: tuple[tuple[float, float], ...]
     val_scores: tuple[float, ...]
+    steps: int
 
     @property
     def at_the_edge(self) -> bool:
@@ -32,6 +34,7 @@ class Choice:
             "weight_decay": self.weight_decay,
             "val": max(score for score in scores if score is not None),
             "at_the_edge": self.at_the_edge,
+            "steps": self.steps,
             "points": [
                 {"lr": lr, "weight_decay": decay, "val": score}
                 for (lr, decay), score in zip(self.points, scores, strict=True)

@@ -336,6 +336,7 @@ class Reader:
             inside,
             train,
             val,
+            steps=self.plan.asked.grid.steps,
             seed=self.seed,
             device=self.device,
             progress=self.progress,

@@ -158,9 +158,12 @@ def fit_masks(
     *,
     seed: int,
     device: torch.device | str,
+    steps: int | None = None,
     progress: Progress | None = None,
 ) -> FittedSegmentation:
     """Fit a linear layer on patch tokens and choose it, for positions of ``source``; those without a mask are left out.
+
+    See :func:`openfino.evaluation.segmentation.fit_segmentation` for the other arguments.
 
     Raises:
         OpenfinoError: if none of ``train`` or ``val`` has a known patch.
@@ -172,7 +175,9 @@ def fit_masks(
         if given[row]:
             classes[position] = _of_patches(masks, model, masks.classes(row, _size(model)))
     count = len(masks.values)
-    return fit_segmentation(source, classes, train, val, count, seed=seed, device=device, progress=progress)
+    return fit_segmentation(
+        source, classes, train, val, count, steps=steps, seed=seed, device=device, progress=progress
+    )
 
 
 def score_masks(

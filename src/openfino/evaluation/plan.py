@@ -50,7 +50,7 @@ class Asked:
         ks: neighbours of kNN.
         cluster_by: column over which features are averaged before k-means.
         masks: column with mask files.
-        grid: of the heads.
+        grid: of the heads; segmentation has rates of its own, and as many steps.
     """
 
     label: str | None = None
