@@ -12,6 +12,7 @@ ROOMS = [
         "errors",
         "keyed",
         "locks",
+        "pages",
         "settings_layers",
         "settings_problems",
         "recipe",

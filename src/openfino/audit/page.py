@@ -1,8 +1,6 @@
 """The audit as one self-contained page: advice, heat map, graph, splits, columns, every figure."""
 
 from html import escape
-from importlib.resources import files
-from string import Template
 
 import openfino
 from openfino.audit.advice import INFORMATIVE, LEAK, SAFE
@@ -11,13 +9,15 @@ from openfino.audit.dependence import Dependence
 from openfino.audit.describe import Column
 from openfino.audit.graph import draw_graph
 from openfino.audit.terminal import notable
+from openfino.pages import fill_page
 
 
 def page_html(audit: Audit) -> str:
     """The page as text; it loads nothing."""
-    template = Template(files("openfino.audit").joinpath("page.html").read_text(encoding="utf-8"))
     styles = {name: style_class(item.role) for name, item in audit.advice.items()}
-    return template.substitute(
+    return fill_page(
+        "openfino.audit",
+        "page.html",
         title=escape(audit.name),
         rows=f"{audit.rows:,}",
         count=len(audit.columns),

@@ -2,8 +2,6 @@
 
 import statistics
 from html import escape
-from importlib.resources import files
-from string import Template
 
 import openfino
 from openfino.compass.plan import CONTROL, ROLES
@@ -12,6 +10,7 @@ from openfino.compass.result import RULE, START, Compass, FactorResult
 from openfino.compass.terminal import sentences, warnings_of
 from openfino.compass.validation import WORDS, Part
 from openfino.compass.verdict import Change, Quadrant
+from openfino.pages import fill_page
 
 _CLASSES: dict[Quadrant, str] = {
     "always beneficial": "good",
@@ -29,10 +28,11 @@ def page_html(compass: Compass, recipe: str) -> str:
         compass: what was found.
         recipe: the recommended recipe as text.
     """
-    template = Template(files("openfino.compass").joinpath("page.html").read_text(encoding="utf-8"))
     metric, method = compass.measure
     lead, *rest = sentences(compass)
-    return template.substitute(
+    return fill_page(
+        "openfino.compass",
+        "page.html",
         title=escape(compass.recipe),
         lead=escape(lead),
         rest="".join(f"<p>{escape(text)}</p>" for text in rest),

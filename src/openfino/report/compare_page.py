@@ -3,12 +3,11 @@
 import json
 from collections.abc import Iterable, Mapping
 from html import escape
-from importlib.resources import files
 from pathlib import Path
-from string import Template
 from typing import Any
 
 import openfino
+from openfino.pages import fill_page
 from openfino.report.compare_answer import answer_of
 from openfino.report.compare_charts import arm_dots, difference_dots, fraction_chart, training_curves
 from openfino.report.compare_figures import DPI, FIGURE_FOLDER, write_figures
@@ -70,7 +69,6 @@ def page_html(comparison: Comparison, pictures: Pictures, figures: list[str] | s
         pictures: as in :func:`write_compare_page`.
         figures: names of the PNG files beside the page, or why there are none.
     """
-    template = Template(files("openfino.report").joinpath("compare_page.html").read_text(encoding="utf-8"))
     answer = comparison.at("answer") or answer_of(comparison.result)
     sections = {
         "table": ("The table", score_tables(comparison)),
@@ -90,7 +88,9 @@ def page_html(comparison: Comparison, pictures: Pictures, figures: list[str] | s
         "files": ("For a paper", _files(figures)),
     }
     shown = {name: part for name, part in sections.items() if part[1]}
-    return template.substitute(
+    return fill_page(
+        "openfino.report",
+        "compare_page.html",
         title=escape(str(comparison.at("recipe") or comparison.at("label"))),
         label=escape(str(comparison.at("label"))),
         headline=escape(str(answer.get("headline", ""))),

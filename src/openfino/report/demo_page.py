@@ -3,13 +3,12 @@
 import shlex
 from collections.abc import Mapping
 from html import escape
-from importlib.resources import files
 from pathlib import Path
-from string import Template
 from typing import Any
 
 import openfino
 from openfino.manifest import Manifest, read_manifest
+from openfino.pages import fill_page
 from openfino.recipe import Recipe, load_recipe
 from openfino.report.answer import details, headline, reading_list, score_table
 from openfino.report.curves import curves
@@ -39,7 +38,9 @@ def write_demo_page(out: Path, manifest: Path, results: Mapping[str, Any]) -> Pa
     plates = table.table["plate"].gather(tested).drop_nulls().n_unique()
     models = {"frozen": out / "start", **{arm: out / arm for arm in TRAINED}}
     gallery = find_neighbours(table, models, label, tested, train, recipe.seed)
-    page = Template(files("openfino.report").joinpath("page.html").read_text(encoding="utf-8")).substitute(
+    page = fill_page(
+        "openfino.report",
+        "page.html",
         headline=headline(arms, recipe, len(tested), plates),
         details=details(arms, len(tested)),
         scores=score_table(arms, table, recipe),
