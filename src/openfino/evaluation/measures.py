@@ -18,25 +18,18 @@ Doubles = NDArray[np.float64]
 Measure = Callable[[Doubles], Doubles]
 """How often each row counts in each of d draws [n, d] -> the metric in each draw [d]; NaN where it is not defined."""
 
+_OF_CLASSES = (
+    "accuracy",
+    "balanced_accuracy",
+    "macro_f1",
+    "worst_group_accuracy",
+    "macro_auroc",
+    "map",
+    "calibration_error",
+)
 METRICS: dict[Kind, tuple[str, ...]] = {
-    "single": (
-        "accuracy",
-        "balanced_accuracy",
-        "macro_f1",
-        "worst_group_accuracy",
-        "macro_auroc",
-        "map",
-        "calibration_error",
-    ),
-    "multi": (
-        "accuracy",
-        "balanced_accuracy",
-        "macro_f1",
-        "worst_group_accuracy",
-        "macro_auroc",
-        "map",
-        "calibration_error",
-    ),
+    "single": _OF_CLASSES,
+    "multi": _OF_CLASSES,
     "regression": ("r2",),
 }
 LOWER_IS_BETTER = frozenset({"calibration_error"})
