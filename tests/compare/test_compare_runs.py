@@ -68,7 +68,13 @@ def test_every_arm_is_in_the_table(whole):
         value = result["arms"][arm]["test"]["macro_f1"]
         assert value["low"] <= value["mean"] <= value["high"]
         assert value["seeds"] == [value["mean"]]
-        assert result["untrained"][arm]["test"]["macro_f1"] >= 0
+        trains_backbone = arm in (*ADAPTED, *METHODS)
+        learned = result["learned"][arm]["test"]
+        assert set(learned) == ({"attentive", "linear", "knn3"} if trains_backbone else {"attentive"})
+        for probe, own in learned.items():
+            assert own["after"] == result["probes"][arm][probe]["test"]["macro_f1"]["mean"]
+            assert own["difference"] == pytest.approx(own["after"] - own["before"])
+            assert own["low"] <= own["high"]
         assert result["cost"][arm]["seconds"] >= 0
         assert "site" in result["leakage"][arm]
         heads = {"own_head", "refitted"} if arm in METHODS else set()

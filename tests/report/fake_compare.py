@@ -46,6 +46,23 @@ def interval(mean, spread, generator, seeds=SEEDS):
     }
 
 
+def _learned(after, generator):
+    """Before and after by two probes, one of them beyond noise."""
+    found = {}
+    for probe, beyond_noise in (("attentive", True), ("knn20", False)):
+        before = float(generator.uniform(0.05, 0.2))
+        difference = after - before
+        found[probe] = {
+            "before": before,
+            "after": after,
+            "difference": difference,
+            "low": difference - 0.1,
+            "high": difference + 0.1,
+            "beyond_noise": beyond_noise,
+        }
+    return found
+
+
 def make_result(arms=ARMS, metrics=METRICS, splits=SPLITS, metric="macro_f1", **changes):
     """A whole result; ``changes`` replace parts, and those that are None go."""
     generator = np.random.default_rng(7)
@@ -68,8 +85,9 @@ def make_result(arms=ARMS, metrics=METRICS, splits=SPLITS, metric="macro_f1", **
         "not_run": {"groupdro": f"the recipe has no domain column, see {EVIL}"},
         "probes": _probes(scored, metric, generator),
         "differences": _differences(scored),
-        "untrained": {
-            arm: {split: {metric: float(generator.uniform(0.05, 0.2))} for split in splits} for arm in arms
+        "learned": {
+            arm: {split: _learned(scored[arm][split][metric]["mean"], generator) for split in splits}
+            for arm in arms
         },
         "fractions": _fractions(arms, splits, metric, generator),
         "per_group_metric": metric,

@@ -11,7 +11,8 @@ from rich.console import Console
 
 import openfino
 from openfino.compare.pictures import with_pictures
-from openfino.compare.result import collect, result_of
+from openfino.compare.readings import collect
+from openfino.compare.result import result_of
 from openfino.compare.setup import Setup, domain_of, erased_of, open_setup, resolved_task
 from openfino.compare.small import smaller
 from openfino.compare.splits import COLUMN, Splits, plan_splits

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from openfino.compare.arms import Trained
 from openfino.compare.reading import SHOWN_ARMS
-from openfino.compare.result import Readings, plain
+from openfino.compare.readings import Readings
+from openfino.compare.result import plain
 from openfino.compare.setup import Setup
 from openfino.compare.working import RUN_FOLDER, starting_model
 from openfino.distributed import choose_device

@@ -1,99 +1,25 @@
 """``compare.json``: everything that was read, weighed."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from openfino.compare.arms import ADAPTED, ERASED, KINDS, METHODS, RANDOM, Trained, uses_labels, uses_metadata
-from openfino.compare.reading import HEADLINE, OWN_HEAD, REFITTED, UNTRAINED
+from openfino.compare.arms import ADAPTED, ERASED, KINDS, METHODS, Trained, uses_labels, uses_metadata
+from openfino.compare.learned import learned, random_weights
+from openfino.compare.reading import HEADLINE, OWN_HEAD, REFITTED
+from openfino.compare.readings import Named, Readings, difference_of, tested_rows, value_of, values_of, weigh
 from openfino.compare.setup import Setup, unseen_labels
-from openfino.compare.working import CLS, SCORES_FILE, reading_of
-from openfino.errors import OpenfinoError
 from openfino.evaluation.scores import Bootstrap
-from openfino.evaluation.tasks import Predictions
 from openfino.report.compare_answer import answer_of
 from openfino.tables import value_keys
 
 FORMAT = 1
 MOST_GROUPS = 40
 GROUP_METRICS = {"single": "accuracy", "multi": "accuracy", "regression": "r2"}
-UNBOUNDED = ("r2",)  # metrics that do not lie from 0 to 1
 START = "frozen"
 GUIDED = "fino"
-
-Scores = NDArray[np.float32]
-
-
-@dataclass(frozen=True)
-class Readings:
-    """What the jobs left.
-
-    Attributes:
-        setup: what all arms share.
-        records: of every job.
-    """
-
-    setup: Setup
-    records: dict[Trained, dict[str, Any]]
-
-    @cached_property
-    def kept(self) -> NDArray[np.bool_]:
-        """Test rows that every arm could read."""
-        usable = np.ones(len(self.setup.tested), dtype=bool)
-        for trained in self.records:
-            for name, scores in self._arrays[trained].items():
-                if not name.startswith(f"{CLS}|"):
-                    usable &= np.isfinite(scores).all(axis=1)
-        return usable
-
-    def predictions(self, arm: str, name: str, *, fraction: float = 1.0) -> list[Predictions] | None:
-        """Of a probe of an arm for the test rows that count, by seed; None where a seed has none.
-
-        Args:
-            arm: of the table.
-            name: of the probe, or a share of the labels.
-            fraction: share that a supervised arm was trained on.
-        """
-        found = []
-        for seed in self.setup.seeds:
-            trained = Trained(ERASED.get(arm, arm), seed, fraction)
-            scores = self._arrays.get(trained, {}).get(f"{arm}|{name}")
-            if scores is None:
-                return None
-            found.append(self.setup.task.predict_scores(scores[self.kept]))
-        return found
-
-    def cls(self, arm: str) -> Scores | None:
-        """CLS of :attr:`Setup.shown` of the first seed, NaN where there is no image."""
-        return self._arrays.get(Trained(ERASED.get(arm, arm), self.setup.base.seed), {}).get(f"{CLS}|{arm}")
-
-    @cached_property
-    def _arrays(self) -> dict[Trained, dict[str, Scores]]:
-        arrays = {}
-        for trained in self.records:
-            with np.load(self.setup.place(trained) / SCORES_FILE) as stored:
-                arrays[trained] = {name: stored[name] for name in stored.files}
-        return arrays
-
-
-def collect(setup: Setup) -> Readings:
-    """What the finished jobs left.
-
-    Raises:
-        OpenfinoError: if one is not finished.
-    """
-    records = {}
-    for trained in setup.trained():
-        record = reading_of(setup.place(trained))
-        if record is None:
-            raise OpenfinoError(f"the arm {trained.title} is not finished")
-        records[trained] = record
-    return Readings(setup, records)
 
 
 def result_of(readings: Readings) -> dict[str, Any]:
@@ -101,11 +27,11 @@ def result_of(readings: Readings) -> dict[str, Any]:
     setup = readings.setup
     weighed, others, shares, groups = {}, {}, {}, {}
     for split in setup.tests:
-        weighed[split] = _weigh(readings, split, _headlines(readings))
-        others[split] = _weigh(readings, split, _probes(readings), [setup.metric, "accuracy"])
-        shares[split] = _weigh(readings, split, _shares(readings), [setup.metric])
+        weighed[split] = weigh(readings, split, _headlines(readings))
+        others[split] = weigh(readings, split, _probes(readings), [setup.metric, "accuracy"])
+        shares[split] = weigh(readings, split, _shares(readings), [setup.metric])
         groups[split] = _by_group(readings, split)
-    arms = {arm: {split: _values(weighed[split], arm) for split in weighed} for arm in setup.arms}
+    arms = {arm: {split: values_of(weighed[split], arm) for split in weighed} for arm in setup.arms}
     result: dict[str, Any] = {
         "format": FORMAT,
         "recipe": "",
@@ -126,8 +52,8 @@ def result_of(readings: Readings) -> dict[str, Any]:
         "not_run": setup.not_run,
         "probes": _by_probe(arms, others),
         "differences": _differences(setup, weighed),
-        "untrained": _untrained(readings),
-        "random_weights": _random(readings),
+        "learned": learned(readings, START),
+        "random_weights": random_weights(readings),
         "fractions": _by_share(shares, arms, setup),
         "per_group": {
             arm: {split: groups[split][arm] for split in groups if groups[split]} for arm in setup.arms
@@ -165,16 +91,13 @@ def _cautions(result: Mapping[str, Any]) -> list[str]:
                 f"frozen start ({start['mean']:.3f}): what the head sees there owes little to pretraining."
             )
     idle = [
-        (arm, split)
-        for arm, splits in result["untrained"].items()
-        for split, before in splits.items()
-        if metric in before and result["arms"][arm][split][metric]["mean"] <= before[metric]
+        f"{result['titles'][arm]} ({split}{_elsewhere(probes)})"
+        for arm, splits in result["learned"].items()
+        for split, probes in splits.items()
+        if HEADLINE in probes and probes[HEADLINE]["after"] <= probes[HEADLINE]["before"]
     ]
     if idle:
-        shown = "; ".join(
-            f"{result['titles'][arm]} ({split}{_elsewhere(result, arm, split)})" for arm, split in idle
-        )
-        said.append(f"No better than before they were trained: {shown}.")
+        said.append(f"No better than before they were trained: {'; '.join(idle)}.")
     for split, rows in result["unseen_labels"].items():
         said.append(
             f"{rows} images of {split} have a label that no training image has, and can only count as wrong."
@@ -195,22 +118,10 @@ def plain(value: Any) -> Any:
     return str(value) if isinstance(value, Path) else value
 
 
-def _elsewhere(result: Mapping[str, Any], arm: str, split: str) -> str:
-    """The other probes by which an adapted arm beats its start."""
-    metric, probes = result["metric"], result["probes"]
-    if arm not in ADAPTED or arm == "fino_scratch" or START not in probes:
-        return ""
-    better = [
-        name
-        for name, own in probes[arm].items()
-        if name != HEADLINE
-        and own[split][metric]["mean"]
-        > probes[START].get(name, {}).get(split, {}).get(metric, {}).get("mean", np.inf)
-    ]
+def _elsewhere(probes: Mapping[str, Any]) -> str:
+    """The other probes by which an arm beats its own start."""
+    better = [name for name, own in probes.items() if name != HEADLINE and own["after"] > own["before"]]
     return f", but better by {', '.join(better)}" if better else ""
-
-
-Named = dict[str, list[Predictions]]
 
 
 def _headlines(readings: Readings) -> Named:
@@ -238,66 +149,12 @@ def _shares(readings: Readings) -> Named:
     return {key: said for key, said in found.items() if said is not None}
 
 
-def _weigh(
-    readings: Readings, split: str, named: Named, metrics: Sequence[str] | None = None
-) -> Bootstrap | None:
-    """Of one split; None where there is nothing to weigh."""
-    setup = readings.setup
-    if not named:
-        return None
-    inside, rows = _inside(readings, split)
-    clusters, groups = setup.codes(setup.cluster), setup.codes(setup.base.probe.group)
-    own = None if groups is None else groups[rows]
-    return Bootstrap(
-        setup.task,
-        {key: [said.at(inside) for said in every] for key, every in named.items()},
-        setup.targets.at(rows),
-        clusters=None if clusters is None else clusters[rows],
-        groups=own if own is not None and (own >= 0).any() else None,
-        draws=setup.base.compare.draws,
-        seed=setup.base.seed,
-        metrics=metrics,
-    )
-
-
-def _inside(readings: Readings, split: str) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Positions among the test rows that count, and the rows, of one split."""
-    setup, start = readings.setup, 0
-    for name, rows in setup.tests.items():
-        if name == split:
-            break
-        start += len(rows)
-    mask = np.zeros(len(setup.tested), dtype=bool)
-    mask[start : start + len(setup.tests[split])] = True
-    inside = np.flatnonzero(mask[readings.kept]).astype(np.int64)
-    return inside, setup.tested[readings.kept][inside]
-
-
-def _values(weighed: Bootstrap | None, key: str) -> dict[str, Any]:
-    """``mean``, ``low``, ``high`` and ``seeds`` of every metric."""
-    return (
-        {} if weighed is None else {metric: _value(weighed, key, metric) for metric in weighed.estimates[key]}
-    )
-
-
-def _value(weighed: Bootstrap, key: str, metric: str) -> dict[str, Any]:
-    low, high = weighed.interval(key, metric)
-    if metric not in UNBOUNDED:
-        low, high = max(low, 0.0), min(high, 1.0)
-    return {
-        "mean": weighed.mean(key, metric),
-        "low": low,
-        "high": high,
-        "seeds": weighed.estimates[key][metric].tolist(),
-    }
-
-
 def _by_probe(arms: Mapping[str, Any], others: Mapping[str, Bootstrap | None]) -> dict[str, Any]:
     probes: dict[str, Any] = {arm: {HEADLINE: splits} for arm, splits in arms.items()}
     for split, weighed in others.items():
         for key in weighed.estimates if weighed else []:
             arm, name = key.split("|")
-            probes[arm].setdefault(name, {})[split] = _values(weighed, key)
+            probes[arm].setdefault(name, {})[split] = values_of(weighed, key)
     return probes
 
 
@@ -308,7 +165,7 @@ def _by_share(
     for split, weighed in shares.items():
         for key in weighed.estimates if weighed else []:
             arm, share = key.split("|")
-            found.setdefault(arm, {}).setdefault(share, {})[split] = _values(weighed, key)
+            found.setdefault(arm, {}).setdefault(share, {})[split] = values_of(weighed, key)
     for arm, splits in arms.items():
         if setup.reads_fractions(arm) and 1.0 in setup.base.compare.fractions:
             whole = {
@@ -337,55 +194,11 @@ def _differences(setup: Setup, weighed: Mapping[str, Bootstrap | None]) -> list[
                     "than": than,
                     "split": split,
                     "metric": metric,
-                    **_difference(own, arm, than, metric),
+                    **difference_of(own, arm, than, metric),
                 }
                 for metric in both
             ]
     return found
-
-
-def _difference(weighed: Bootstrap, arm: str, than: str, metric: str) -> dict[str, Any]:
-    found = weighed.difference(arm, than, metric)
-    return {
-        "difference": found.difference,
-        "low": found.low,
-        "high": found.high,
-        "beyond_noise": found.beyond_noise,
-    }
-
-
-def _untrained(readings: Readings) -> dict[str, Any]:
-    """What each arm was before it was trained, on the same rows.
-
-    Of a supervised arm and of the frozen start: the network with its untrained head. What adapts the backbone began as
-    the frozen start, or without pretraining as random weights, read by the same head.
-    """
-    setup = readings.setup
-    named: Named = {}
-    for arm in setup.arms:
-        if arm in ADAPTED:
-            said = readings.predictions(RANDOM if arm == "fino_scratch" else START, HEADLINE)
-        else:
-            said = readings.predictions(arm, UNTRAINED)
-        if said is not None:
-            named[arm] = said
-    found: dict[str, Any] = {}
-    for split in setup.tests:
-        weighed = _weigh(readings, split, named, [setup.metric, "accuracy"])
-        for arm in named if weighed else []:
-            means = {metric: weighed.mean(arm, metric) for metric in weighed.estimates[arm]}  # type: ignore[union-attr]
-            found.setdefault(arm, {})[split] = means
-    return found
-
-
-def _random(readings: Readings) -> dict[str, Any]:
-    """The starting architecture with random weights, read as the frozen start is: what pretraining adds."""
-    said = readings.predictions(RANDOM, HEADLINE)
-    if said is None:
-        return {}
-    splits = readings.setup.tests
-    weighed = {split: _weigh(readings, split, {RANDOM: said}, [readings.setup.metric]) for split in splits}
-    return {split: _values(own, RANDOM) for split, own in weighed.items()}
 
 
 def _by_group(readings: Readings, split: str) -> dict[str, dict[str, Any]]:
@@ -393,7 +206,7 @@ def _by_group(readings: Readings, split: str) -> dict[str, dict[str, Any]]:
     setup, column = readings.setup, readings.setup.base.probe.group
     if column is None:
         return {}
-    inside, rows = _inside(readings, split)
+    inside, rows = tested_rows(readings, split)
     names = np.array(value_keys(setup.manifest.table[column].gather(rows)).fill_null("").to_list())
     values, counts = np.unique(names[names != ""], return_counts=True)
     largest = sorted(values[np.argsort(-counts, kind="stable")[:MOST_GROUPS]].tolist())
@@ -411,7 +224,7 @@ def _by_group(readings: Readings, split: str) -> dict[str, dict[str, Any]]:
         )
         for arm in headlines:
             if metric in weighed.estimates[arm]:
-                value = _value(weighed, arm, metric)
+                value = value_of(weighed, arm, metric)
                 kept = {key: value[key] for key in ("mean", "low", "high")}
                 found[arm][name] = {**kept, "rows": len(own)}
     return found

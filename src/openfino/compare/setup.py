@@ -8,7 +8,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from openfino.compare.arms import ADAPTED, ERASED, EVERY, KINDS, RANDOM, Trained, title_of, why_not
+from openfino.compare.arms import ADAPTED, ERASED, EVERY, KINDS, METHODS, RANDOM, Trained, title_of, why_not
 from openfino.compare.fractions import nested_rows
 from openfino.errors import InputProblemsError, Problem
 from openfino.evaluation.splits import at_most, encode_column, probe_generator, rows_of_split
@@ -136,9 +136,9 @@ class Setup:
         """What there is to train and read, seed by seed, the references first."""
         arms = self.arms
         needed = list(dict.fromkeys(ERASED.get(arm, arm) for arm in arms))
-        if "frozen" not in needed and any(arm in ADAPTED for arm in needed):
+        if "frozen" not in needed and any(arm in (*ADAPTED, *METHODS) for arm in needed):
             needed = ["frozen", *needed]  # what they started from
-        if self.base.model.source is not None and {"frozen", "fino_scratch"} & set(needed):
+        if self.base.model.source is not None and {"frozen", "fino_scratch", "scratch"} & set(needed):
             needed = [RANDOM, *needed]
         jobs = []
         for seed in self.seeds:

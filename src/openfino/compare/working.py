@@ -80,7 +80,7 @@ class ArmJob:
             reading, facts = self._adapted(console)
         else:
             reading = self._reader(starting_model(self.setup, self.trained), console).read(
-                arm, erased=self.erases, whole=arm != RANDOM
+                arm, erased=self.erases
             )
             facts = {"images": 0, "seconds": 0.0, "trials": 1, "curve": []}
         facts["probe_seconds"] = round(time.perf_counter() - started - facts.pop("spent", 0.0), 2)

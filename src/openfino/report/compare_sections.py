@@ -26,7 +26,7 @@ COSTS = {
     "trials": "trials",
 }
 METHODS = {"knn": "kNN", "linear": "linear"}
-_LEVEL, _ABOVE, _BELOW = "&asymp;", "&#9650;", "&#9660;"
+_LEVEL, _ABOVE, _BELOW, _TO = "&asymp;", "&#9650;", "&#9660;", "&rarr;"
 
 
 def score_tables(comparison: Comparison) -> str:
@@ -187,33 +187,42 @@ def cost_table(comparison: Comparison) -> str:
 
 
 def learned_table(comparison: Comparison) -> str:
-    """Every arm beside its own state before training, by the headline's metric."""
-    arms, metric = comparison.ordered("untrained"), comparison.metric
-    splits = [
-        split
+    """Every arm beside its own state before training, probe by probe, by the metric of the table."""
+    arms = comparison.ordered("learned")
+    columns = [
+        (split, probe)
         for split in comparison.splits
-        if any(comparison.number("untrained", arm, split, metric) is not None for arm in arms)
+        for probe in dict.fromkeys(
+            probe for arm in arms for probe in comparison.at("learned", arm, split) or {}
+        )
     ]
-    if not splits:
+    if not columns:
         return ""
     head = "".join(
-        f"<th scope='col' class='number'>{escape(split)}, untrained</th>"
-        f"<th scope='col' class='number'>{escape(split)}</th>"
-        for split in splits
+        f"<th scope='col' class='number'>{escape(split)}, {escape(probe_name(probe))}</th>"
+        for split, probe in columns
     )
     body = "".join(
-        _row(
-            comparison,
-            arm,
-            "".join(
-                f"<td class='number'>{comparison.show('untrained', arm, split, metric)}</td>"
-                f"<td class='number'>{comparison.show('arms', arm, split, metric, 'mean')}</td>"
-                for split in splits
-            ),
-        )
+        _row(comparison, arm, "".join(_before_and_after(comparison, arm, *column) for column in columns))
         for arm in arms
     )
-    return table("arm", head, body, "Before and after training")
+    return table("arm", head, body, "Before and after training") + (
+        f"<p class='small'>Before {_TO} after training, read by the same probe, by {metric_name(comparison.metric)}. "
+        f"<b class='helps'>{_ABOVE}</b> or <b class='hurts'>{_BELOW}</b>: beyond noise.</p>"
+    )
+
+
+def _before_and_after(comparison: Comparison, arm: str, split: str, probe: str) -> str:
+    keys = ("learned", arm, split, probe)
+    if comparison.at(*keys) is None:
+        return "<td class='number'>\N{EN DASH}</td>"
+    mark = ""
+    if comparison.at(*keys, "beyond_noise"):
+        risen = (comparison.number(*keys, "difference") or 0.0) > 0
+        style, sign = ("helps", _ABOVE) if risen else ("hurts", _BELOW)
+        mark = f"<span class='mark {style}'>{sign}</span>"
+    before, after = comparison.show(*keys, "before"), comparison.show(*keys, "after")
+    return f"<td class='number'>{before} {_TO} {after}{mark}</td>"
 
 
 def chosen_table(comparison: Comparison) -> str:
