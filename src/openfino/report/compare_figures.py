@@ -152,7 +152,7 @@ def fraction_figure(comparison: Comparison, split: str) -> "Figure | None":
 
 
 def group_figure(comparison: Comparison, split: str) -> "Figure | None":
-    """Bars of the main arms for every group."""
+    """Means and 95 % intervals of the main arms, group by group."""
     arms = [arm for arm in BAR_ARMS if comparison.at("per_group", arm, split)]
     arms = (
         arms or [arm for arm in comparison.ordered("per_group") if comparison.at("per_group", arm, split)][:4]
@@ -160,30 +160,31 @@ def group_figure(comparison: Comparison, split: str) -> "Figure | None":
     if not arms:
         return None
     groups = list(dict.fromkeys(group for arm in arms for group in comparison.at("per_group", arm, split)))
-    figure, axes = _figure(1, 1, max(4.4, 0.6 * len(groups) + 1.5), 3.2)
-    width = 0.8 / len(arms)
+    # A line for each group: two dozen plates fit on a page, and their names are read without turning it.
+    figure, axes = _figure(1, 1, 4.4, 0.1 * len(groups) * (len(arms) + 1) + 1.1)
     for number, arm in enumerate(arms):
-        places = np.arange(len(groups)) + (number - (len(arms) - 1) / 2) * width
+        places = np.arange(len(groups)) + (number - (len(arms) - 1) / 2) * 0.8 / len(arms)
         triples = [_triple(comparison, ("per_group", arm, split, group)) for group in groups]
         mean, low, high = (
             np.array([np.nan if value is None else value for value in column])
             for column in zip(*triples, strict=True)
         )
-        axes[0].bar(
-            places,
+        axes[0].errorbar(
             mean,
-            width,
-            yerr=np.stack([mean - low, high - mean]).clip(0),
+            places,
+            xerr=np.stack([mean - low, high - mean]).clip(0),
+            fmt="o",
+            markersize=3.5,
+            elinewidth=0.8,
             color=COLOURS[comparison.style(arm)],
             label=_text(comparison.title(arm)),
-            error_kw={"elinewidth": 0.8},
         )
-    axes[0].set_xticks(
-        range(len(groups)), [_text(_short(group)) for group in groups], rotation=45, ha="right"
-    )
+    axes[0].set_yticks(range(len(groups)), [_text(_short(group)) for group in groups])
+    axes[0].set_ylim(len(groups) - 0.5, -0.5)
+    axes[0].grid(axis="x", linewidth=0.4)
     metric = metric_name(str(comparison.at("per_group_metric") or comparison.metric))
-    axes[0].set_ylabel(f"{metric} on {_text(split)}")
-    figure.legend(frameon=False, fontsize=8, loc="outside upper center", ncols=len(arms))
+    axes[0].set_xlabel(f"{metric} on {_text(split)}")
+    figure.legend(frameon=False, fontsize=8, loc="outside upper center", ncols=min(len(arms), 2))
     return figure
 
 

@@ -5,6 +5,7 @@ a CPU and many GPUs take the same path; a resumed run enters at its checkpoint's
 because every draw is keyed by the step (DESIGN decision 8).
 """
 
+import inspect
 import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -196,9 +197,12 @@ def _wrap(run: Run) -> nn.Module:
     if run.world.size == 1:
         return run.model
     devices = [run.device.index] if run.device.type == "cuda" else None
-    return DistributedDataParallel(
-        run.model, device_ids=devices, broadcast_buffers=False, gradient_as_bucket_view=True
-    )
+    # The name from torch 2.13 on; the older one still works there, with a warning.
+    known = inspect.signature(DistributedDataParallel).parameters
+    unsynced: dict[str, Any] = {
+        "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers": False
+    }
+    return DistributedDataParallel(run.model, device_ids=devices, gradient_as_bucket_view=True, **unsynced)
 
 
 def _autocast(run: Run) -> AbstractContextManager[Any]:
