@@ -103,3 +103,10 @@ def test_what_cannot_run_says_why(base):
 def test_every_arm_has_a_title_and_a_kind():
     assert set(KINDS) == set(EVERY)
     assert {arm for arm in EVERY if not arm.endswith("_erased")} == set(TITLES)
+
+
+def test_guidance_without_pretraining_may_have_a_rate_of_its_own(base):
+    own = base.model_copy(update={"compare": base.compare.model_copy(update={"scratch_lr": 0.005})})
+    assert recipe_of("fino_scratch", own).train.lr == 0.005
+    assert recipe_of("fino_scratch", base).train.lr == base.train.lr
+    assert recipe_of("fino", own).train.lr == base.train.lr

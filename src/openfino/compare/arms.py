@@ -150,6 +150,8 @@ def recipe_of(arm: str, base: Recipe) -> Recipe:
         changes["factors"] = {name: {"role": "watched"} for name in settings["factors"]}
     if arm == "fino_scratch":
         changes["model"] = {"config": random_config(base)}
+        if base.compare.scratch_lr is not None:
+            changes["train"] = {"lr": base.compare.scratch_lr}
         settings["model"] = {
             "source": None,
             **{key: settings["model"][key] for key in ("keep_grey_response", "rope")},

@@ -80,6 +80,8 @@ class CompareSettings(Section):
     domain."""
     cluster: str | None = None
     """Column whose rows are drawn together where intervals are bootstrapped; ``probe.group`` when not given."""
+    scratch_lr: Rate | None = None
+    """``train.lr`` of guidance without pretraining, which random weights want higher; the same when not given."""
     layers: Positive = 4
     """Last blocks whose tokens the heads read."""
     windows: Positive | None = None
