@@ -80,3 +80,14 @@ def test_a_missing_interval_is_said():
     assert answer_of(make_result(differences=None))["headline"].startswith(
         "Whether guidance helped was not measured"
     )
+
+
+def test_other_probes_are_said_with_their_numbers():
+    result = make_result()
+    found = next(detail for detail in answer_of(result)["details"] if detail.startswith("By other probes"))
+    assert found.startswith("By other probes on test_ood (FINO / SSL (SIGReg)")
+    for probe in set(result["probes"]["fino"]) - {"attentive"}:
+        for arm in ("fino", "ssl_sigreg", "frozen"):
+            own = result["probes"].get(arm, {}).get(probe, {}).get("test_ood")
+            assert own is None or f"{own['macro_f1']['mean']:.3f}" in found
+    assert "By other probes" not in " ".join(answer_of(make_result(probes={}))["details"])

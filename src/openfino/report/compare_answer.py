@@ -3,7 +3,15 @@
 from collections.abc import Mapping
 from typing import Any
 
-from openfino.report.compare_result import GUIDED, START, Comparison, Difference, is_better, metric_name
+from openfino.report.compare_result import (
+    GUIDED,
+    START,
+    Comparison,
+    Difference,
+    is_better,
+    metric_name,
+    probe_name,
+)
 
 # What FINO is without its metadata: with the same SIGReg, else with KoLeo, else nothing was trained at all.
 CONTROLS = {
@@ -26,7 +34,12 @@ def answer_of(result: Mapping[str, Any]) -> dict[str, Any]:
         return {"headline": f"No answer: {absent} was not run.", "details": _trust(comparison)}
     return {
         "headline": _headline(comparison, control),
-        "details": [*_others(comparison, control), *_elsewhere(comparison, control), *_trust(comparison)],
+        "details": [
+            *_others(comparison, control),
+            *_elsewhere(comparison, control),
+            *_other_probes(comparison, control),
+            *_trust(comparison),
+        ],
     }
 
 
@@ -69,6 +82,20 @@ def _elsewhere(comparison: Comparison, control: str) -> list[str]:
             noise = "beyond noise" if found.beyond_noise else "within noise"
             sentences.append(f"On {split} the difference is {_said(found)}, {noise}.")
     return sentences
+
+
+def _other_probes(comparison: Comparison, control: str) -> list[str]:
+    """Probes with less to learn: a head that learns the task by itself hides what the features gained."""
+    split, metric = comparison.split, comparison.metric
+    arms = list(dict.fromkeys([GUIDED, control, START]))
+    said = []
+    for probe in comparison.at("probes", GUIDED) or {}:
+        values = [comparison.number("probes", arm, probe, split, metric, "mean") for arm in arms]
+        if probe == comparison.at("headline_probe") or None in values:
+            continue
+        said.append(f"{probe_name(probe)} {' / '.join(f'{value:.3f}' for value in values)}")
+    names = " / ".join(comparison.title(arm) for arm in arms)
+    return [f"By other probes on {split} ({names}): {'; '.join(said)}."] if said else []
 
 
 def _trust(comparison: Comparison) -> list[str]:
