@@ -12,7 +12,8 @@ Decided before any figure was seen: the headline is CLS and mean patch side by s
 on the four channels of the sample set the network applied to each channel on its own (as grey, features side by side);
 the other rows are there to be compared. ``patches in place``, added when training had begun, has all patch tokens side
 by side: both data sets show centred objects, of which raw pixels and HOG know the places and the headline does not.
-Raw pixels count with the better of their two rows.
+Raw pixels count with the better of their two rows. ``--size``, added last, shows images at their own size: those of
+Fashion-MNIST have 28 pixels, which is 32 in whole patches.
 
 Prints Markdown and writes OUT.
 """
@@ -30,7 +31,17 @@ from numpy.typing import NDArray
 
 from arms import Scores, Summary, markdown_table, summarise
 from fashion_mnist import SOURCE, read_source
-from frozen import Images, Matrix, Pooled, as_seen, pooled_features, random_twin, with_channels, write_figures
+from frozen import (
+    Images,
+    Matrix,
+    Pooled,
+    as_seen,
+    at_size,
+    pooled_features,
+    random_twin,
+    with_channels,
+    write_figures,
+)
 from hog import hog
 from openfino.errors import OpenfinoError
 from openfino.evaluation.classifiers import knn_predict
@@ -157,11 +168,14 @@ def measure_task(task: Task, model: LoadedModel, seed: int) -> dict[str, Scores]
     return score_rows(task, rows | untrained_rows(model, images, len(task.bank[1])))
 
 
-def margins(task: str, summary: Summary) -> dict[str, dict[str, dict[str, Any]]]:
-    """By how much the headline is better than each baseline: score -> baseline -> mean, the worst seed, whether all."""
+def margins(task: str, summary: Summary, reading: str = HEADLINE) -> dict[str, dict[str, dict[str, Any]]]:
+    """By how much a reading of the network's tokens is better than each baseline, the random network read likewise.
+
+    Returns score -> baseline -> mean, the worst seed, whether all seeds.
+    """
     way = BY_CHANNEL if task == "sample" else ""
-    against = {"random": [f"random{way}, {HEADLINE}"], "raw pixels": list(RAW), "HOG": ["HOG"]}
-    own = summary[f"tiny{way}, {HEADLINE}"]
+    against = {"random": [f"random{way}, {reading}"], "raw pixels": list(RAW), "HOG": ["HOG"]}
+    own = summary[f"tiny{way}, {reading}"]
     found: dict[str, dict[str, dict[str, Any]]] = {}
     for score, values in own.items():
         found[score] = {}
@@ -186,19 +200,22 @@ def tables(task: str, summary: Summary) -> str:
             for metric in METRICS
         }
         parts += [f"{task}, {split}:", markdown_table(summary, columns)]
-    found = margins(task, summary)
-    baselines = list(next(iter(found.values())))
-    lines = [["headline minus", *baselines], ["---", *("---:" for _ in baselines)]]
-    for score, gaps in found.items():
-        cells = [f"{gap['mean']:+.3f} (worst seed {gap['worst']:+.3f})" for gap in gaps.values()]
-        lines.append([score, *cells])
-    parts.append("\n".join(f"| {' | '.join(cells)} |" for cells in lines))
+    for reading in (HEADLINE, PLACED):
+        found = margins(task, summary, reading)
+        baselines = list(next(iter(found.values())))
+        lines = [[f"{reading} minus", *baselines], ["---", *("---:" for _ in baselines)]]
+        for score, gaps in found.items():
+            cells = [f"{gap['mean']:+.3f} (worst seed {gap['worst']:+.3f})" for gap in gaps.values()]
+            lines.append([score, *cells])
+        parts.append("\n".join(f"| {' | '.join(cells)} |" for cells in lines))
     return "\n\n".join(parts)
 
 
 def run(arguments: argparse.Namespace) -> str:
     """Everything; returns the Markdown."""
     model = load_model(arguments.model)
+    if arguments.size is not None:
+        model = at_size(model, arguments.size)
     summaries = {}
     for name in arguments.tasks:
         scores: dict[str, list[Scores]] = {}
@@ -218,7 +235,11 @@ def run(arguments: argparse.Namespace) -> str:
     figures = {
         "settings": settings,
         "tasks": {
-            name: {"rows": summary, "margins": margins(name, summary)} for name, summary in summaries.items()
+            name: {
+                "rows": summary,
+                "margins": {reading: margins(name, summary, reading) for reading in (HEADLINE, PLACED)},
+            }
+            for name, summary in summaries.items()
         },
     }
     write_figures(arguments.out, "tiny_knn.py", {"tiny": model}, figures)
@@ -232,6 +253,9 @@ def main() -> None:
     parser.add_argument("model", metavar="MODEL", help="a run, a model folder, or a name")
     parser.add_argument("--out", type=Path, default=Path("runs/tiny/knn.json"))
     parser.add_argument("--tasks", nargs="+", choices=list(TESTS), default=list(TESTS))
+    parser.add_argument(
+        "--size", type=int, help="pixels of the images that the network sees; its own when not given"
+    )
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--source", type=Path, default=SOURCE, help=f"folder of Fashion-MNIST ({SOURCE})")
     parser.add_argument("--references", type=int, default=5000, help="of Fashion-MNIST")

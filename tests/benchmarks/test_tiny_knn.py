@@ -151,8 +151,25 @@ def test_the_command_writes_every_figure(model, tmp_path, monkeypatch, capsys):
     save_backbone(tmp_path / "model", model.backbone, model.preprocessing, {})
     source = write_source(tmp_path, train=60, test=30)
     options = ["--seeds", "2", "--references", "40", "--queries", "20", "--source", str(source)]
-    options += ["--sample-images", "150", "--sample-references", "20", "--sample-queries", "8"]
+    options += [
+        "--sample-images",
+        "150",
+        "--sample-references",
+        "20",
+        "--sample-queries",
+        "8",
+        "--size",
+        "16",
+    ]
     monkeypatch.setattr(tiny_knn, "SAMPLE_SIZE", 24)
+    sizes, network_rows = set(), tiny_knn.network_rows
+    monkeypatch.setattr(
+        tiny_knn,
+        "network_rows",
+        lambda name, model, images: (
+            sizes.add(tuple(model.preprocessing.size)) or network_rows(name, model, images)
+        ),
+    )
     monkeypatch.setattr(
         sys, "argv", ["tiny_knn.py", str(tmp_path / "model"), "--out", str(tmp_path / "out.json"), *options]
     )
@@ -165,7 +182,11 @@ def test_the_command_writes_every_figure(model, tmp_path, monkeypatch, capsys):
     assert rows["mean and sd"]["test/k10/accuracy"]["mean"] < 0.5
     assert len(rows["random, cls"]["test/k20/macro_f1"]["values"]) == 2
     assert f"| tiny, cls+mean | {rows['tiny, cls+mean']['test/k10/accuracy']['mean']:.3f} +- " in shown
-    assert {"test_id/k10/accuracy", "test_ood/k20/macro_f1"} <= set(figures["tasks"]["sample"]["margins"])
+    assert {"test_id/k10/accuracy", "test_ood/k20/macro_f1"} <= set(
+        figures["tasks"]["sample"]["margins"]["patches in place"]
+    )
+    assert sizes == {(16, 16)}
+    assert "| patches in place minus | random |" in shown
     assert "sample, test_ood:" in shown
 
 
