@@ -40,7 +40,7 @@ def learned(readings: Readings, start: str) -> dict[str, Any]:
             after, first = f"{arm}|{probe}", "|".join(before)
             if weighed is None or not {after, first} <= named.keys():
                 continue
-            if metric not in weighed.estimates[after]:
+            if any(metric not in weighed.estimates[key] for key in (after, first)):
                 continue
             found.setdefault(arm, {}).setdefault(split, {})[probe] = {
                 "before": weighed.mean(first, metric),
